@@ -1,0 +1,1 @@
+//! Reads objects and archives and merges them into a [`crate::program::Program`].
