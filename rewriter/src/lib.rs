@@ -1,6 +1,90 @@
 //! Rewrites ordinary ELF objects into sealed images. `DESIGN.md` lists the phases with their files.
 
 pub mod diag;
+pub mod dwarf;
 pub mod emit;
 pub mod object;
 pub mod program;
+
+use diag::Refusals;
+
+/// What the rewriter is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Functions that the host may call; empty = every global function of the objects named as such.
+    pub entries: Vec<String>,
+    /// Names that the host provides; undefined references to other names are refused.
+    pub imports: Vec<String>,
+    /// Heap, argument area and data stack in bytes (rounded up to pages).
+    pub heap: u32,
+    pub argument: u32,
+    pub stack: u32,
+    /// Take part with every archive member, not only those that are referred to.
+    pub whole_archive: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            entries: Vec::new(),
+            imports: Vec::new(),
+            heap: 256 << 20,
+            argument: 64 << 20,
+            stack: 8 << 20,
+            whole_archive: false,
+        }
+    }
+}
+
+/// Sizes of what was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub functions: usize,
+    /// Instructions of the original code that were kept or changed.
+    pub instructions: usize,
+    /// Bytes of those instructions.
+    pub text_in: usize,
+    /// Bytes of the new text.
+    pub text_out: usize,
+    /// Main-table slots in use and jump tables.
+    pub slots: usize,
+    pub tables: usize,
+}
+
+/// How one original instruction was carried over; `inspect` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Index into [`emit::Image::objects`].
+    pub object: u32,
+    /// ELF section index and byte offset there.
+    pub section: u32,
+    pub old: u32,
+    pub old_length: u8,
+    /// Text offset and length of what stands for it.
+    pub new: u32,
+    pub new_length: u32,
+    /// Static stack depth in bytes before it.
+    pub depth: u32,
+    /// What was changed and why; empty = only re-encoded or unchanged.
+    pub change: &'static str,
+}
+
+/// An accepted image: the checker has already said yes to it.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// The image file.
+    pub image: Vec<u8>,
+    /// The same before it was written as ELF.
+    pub parts: emit::Image,
+    pub stats: Stats,
+    pub explanations: Vec<Explanation>,
+}
+
+/// Rewrites objects and archives into one image and runs the checker on it.
+///
+/// # Errors
+/// Everything that cannot be done safely and faithfully, each with its place.
+pub fn rewrite(inputs: &[object::Input], options: &Options) -> Result<Rewritten, Refusals> {
+    let _ = (inputs, options);
+    Err(Refusals(Vec::new()))
+}
