@@ -4,6 +4,18 @@
 //! `AUDIT.md` for how to read this crate in one sitting.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(any(test, feature = "writer")),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 #[cfg(any(test, feature = "writer"))]
 extern crate alloc;
@@ -11,8 +23,14 @@ extern crate alloc;
 pub mod layout;
 pub mod note;
 pub mod policy;
+mod state;
+mod validate;
 mod verdict;
+mod walk;
 
 pub use layout::Layout;
 pub use policy::{Features, Policy};
+pub use state::{State, is_start, starts, state_at};
+pub use validate::{LayoutError, MAIN_BITS_LIMIT, PAGE};
 pub use verdict::{Reject, Rule, Summary};
+pub use walk::{TEXT_LIMIT, check, scratch_len};
