@@ -1,0 +1,119 @@
+//! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
+
+mod outcome;
+mod rewrite;
+mod size;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use outcome::{Exit, Failure, Problem, Report};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+const LONG_ABOUT: &str = "\
+Runs untrusted native x86-64 code inside a fence that is proved before the code runs.
+
+  cordon rewrite   turns ordinary ELF objects and archives into a sealed image (untrusted, clever)
+  cordon check     reads the final bytes of an image once and says yes or no (trusted, dull)
+  cordon run       checks an image, gives it a window of memory and calls an entry
+  cordon inspect   shows original and rewritten code side by side
+  cordon demo      compiles handlers, fences them, runs them over 100,000 packets, compares with native
+
+A handler's pointers are 32-bit offsets into its own 4 GiB window. Whatever it computes, it reads and writes only that
+window and its own stack frames, and it calls only the imports that the host listed. A fault ends the call with a report.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done: written, accepted, finished
+  1  refused by the rewriter or rejected by the checker
+  2  usage: wrong arguments, or a file that cannot be read or written
+  3  internal error of cordon (please report it)
+  4  the handler was stopped (fault, stray access, limit)
+
+With --format json every command prints exactly one JSON object on standard output. A failure has `error` with `code`,
+`message` and the fields that the text form shows, and `errors` with all of them.";
+
+#[derive(Debug, Parser)]
+#[command(name = "cordon", version, about = "A fence for native x86-64 code", long_about = LONG_ABOUT, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Rewrite(rewrite::Args),
+}
+
+/// How results and problems are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Lines for people; problems go to standard error.
+    #[default]
+    Text,
+    /// One JSON object on standard output, problems included.
+    Json,
+}
+
+impl Command {
+    fn format(&self) -> Format {
+        match self {
+            Command::Rewrite(args) => args.format,
+        }
+    }
+
+    fn execute(&self) -> Result<Report, Failure> {
+        match self {
+            Command::Rewrite(args) => rewrite::execute(args),
+        }
+    }
+}
+
+/// The message and place of the last panic, kept by the hook for the report.
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    panic::set_hook(Box::new(|info| {
+        if let Ok(mut last) = LAST_PANIC.lock() {
+            *last = Some(info.to_string());
+        }
+    }));
+    let format = cli.command.format();
+    let exit = match panic::catch_unwind(AssertUnwindSafe(|| cli.command.execute())) {
+        Ok(Ok(report)) => report.print(format),
+        Ok(Err(failure)) => failure.print(format),
+        Err(_) => {
+            let what = LAST_PANIC.lock().ok().and_then(|mut last| last.take()).unwrap_or_else(|| "panic".into());
+            Failure::one(Exit::Internal, Problem::new("internal", format!("cordon failed, please report this: {what}")))
+                .print(format)
+        }
+    };
+    exit.into()
+}
+
+/// Help and version go to standard output with code 0; everything else that clap says is a usage error.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !json_wanted(std::env::args()) {
+        // A closed standard stream leaves nobody to tell.
+        let _ = error.print();
+        return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+    }
+    let message = error.render().to_string();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).trim_end();
+    Failure::one(Exit::Usage, Problem::new("usage", message)).print(Format::Json).into()
+}
+
+/// Whether the unparsable command line asked for JSON.
+fn json_wanted(mut args: impl Iterator<Item = String>) -> bool {
+    while let Some(arg) = args.next() {
+        if arg == "--format=json" || arg == "--format" && args.next().as_deref() == Some("json") {
+            return true;
+        }
+    }
+    false
+}

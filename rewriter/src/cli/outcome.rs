@@ -1,0 +1,182 @@
+//! What a command answers: a report, or a failure made of problems. Text and JSON carry the same fields.
+
+use super::Format;
+use cordon_rewriter::diag::{Diagnostic, Place, Refusals};
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The exit codes of every subcommand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Written, accepted, finished.
+    Done = 0,
+    /// Refused by the rewriter or rejected by the checker.
+    Refused = 1,
+    /// Wrong arguments or a file that cannot be read or written.
+    Usage = 2,
+    /// A bug of cordon itself.
+    Internal = 3,
+    /// The handler was stopped.
+    Stopped = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// The answer of a command that succeeded.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// For people, each line ended.
+    pub text: String,
+    /// One object.
+    pub json: Value,
+}
+
+impl Report {
+    /// Prints the report on standard output.
+    pub fn print(&self, format: Format) -> Exit {
+        match format {
+            Format::Text => emit(&mut io::stdout().lock(), &self.text),
+            Format::Json => emit(&mut io::stdout().lock(), &format!("{}\n", self.json)),
+        }
+        Exit::Done
+    }
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Stable, kebab-case.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// In which file, section and so on, if it has such a place.
+    pub place: Option<Place>,
+    /// Further fields in the order of printing; strings may have several lines.
+    pub details: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem without a place or details.
+    pub fn new(code: &str, message: impl Into<String>) -> Problem {
+        Problem { code: code.into(), message: message.into(), place: None, details: Map::new() }
+    }
+
+    /// A problem with the file `path`.
+    pub fn with_file(path: &Path, code: &str, message: impl Into<String>) -> Problem {
+        let place = Place { object: path.display().to_string(), ..Place::default() };
+        Problem { place: Some(place), ..Problem::new(code, message) }
+    }
+
+    /// The same problem with one more field.
+    pub fn detail(mut self, name: &str, value: impl Into<Value>) -> Problem {
+        self.details.insert(name.into(), value.into());
+        self
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::from("error: ");
+        if let Some(place) = &self.place {
+            let _ = write!(text, "{place}: ");
+        }
+        let _ = writeln!(text, "{} [{}]", self.message, self.code);
+        for (name, value) in &self.details {
+            match value {
+                Value::String(s) if s.contains('\n') => {
+                    let _ = writeln!(text, "  {name}:");
+                    s.lines().for_each(|line| {
+                        let _ = writeln!(text, "    {line}");
+                    });
+                }
+                Value::String(s) => {
+                    let _ = writeln!(text, "  {name}: {s}");
+                }
+                other => {
+                    let _ = writeln!(text, "  {name}: {other}");
+                }
+            }
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("code".into(), json!(self.code));
+        object.insert("message".into(), json!(self.message));
+        if let Some(place) = &self.place {
+            object.insert("object".into(), json!(place.object));
+            object.extend(place.section.iter().map(|s| ("section".into(), json!(s))));
+            object.extend(place.offset.iter().map(|o| ("offset".into(), json!(o))));
+            object.extend(place.symbol.iter().map(|s| ("symbol".into(), json!(s))));
+        }
+        object.extend(self.details.clone());
+        Value::Object(object)
+    }
+}
+
+impl From<Diagnostic> for Problem {
+    fn from(d: Diagnostic) -> Problem {
+        Problem { place: Some(d.place), ..Problem::new(d.code, d.message) }
+    }
+}
+
+/// The answer of a command that did not succeed: at least one problem.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub problems: Vec<Problem>,
+}
+
+impl Failure {
+    /// A failure with one problem.
+    pub fn one(exit: Exit, problem: Problem) -> Failure {
+        Failure { exit, problems: vec![problem] }
+    }
+
+    /// Wrong arguments.
+    pub fn usage(code: &str, message: impl Into<String>) -> Failure {
+        Failure::one(Exit::Usage, Problem::new(code, message))
+    }
+
+    /// A file that could not be read or written.
+    pub fn file(path: &Path, what: &str, error: &io::Error) -> Failure {
+        Failure::one(Exit::Usage, Problem::with_file(path, "file", format!("cannot {what}: {error}")))
+    }
+
+    /// Prints the problems: text on standard error, JSON on standard output.
+    pub fn print(&self, format: Format) -> Exit {
+        match format {
+            Format::Text => emit(&mut io::stderr().lock(), &self.problems.iter().map(Problem::text).collect::<String>()),
+            Format::Json => {
+                let errors: Vec<Value> = self.problems.iter().map(Problem::json).collect();
+                let object = json!({ "error": errors.first(), "errors": errors });
+                emit(&mut io::stdout().lock(), &format!("{object}\n"));
+            }
+        }
+        self.exit
+    }
+}
+
+impl From<Refusals> for Failure {
+    fn from(refusals: Refusals) -> Failure {
+        if refusals.0.is_empty() {
+            return Failure::one(
+                Exit::Internal,
+                Problem::new("internal", "the rewriter refused without a reason; please report it"),
+            );
+        }
+        Failure { exit: Exit::Refused, problems: refusals.0.into_iter().map(Problem::from).collect() }
+    }
+}
+
+/// Writes all of `text`. A reader that went away (`cordon … | head`) changes neither the verdict nor the exit code.
+fn emit(stream: &mut dyn io::Write, text: &str) {
+    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+}

@@ -1,0 +1,190 @@
+//! `cordon rewrite`: objects and archives in, a sealed image out.
+
+use super::outcome::{Exit, Failure, Problem, Report};
+use super::{Format, size::parse_size};
+use cordon_rewriter::diag::Refusals;
+use cordon_rewriter::object::Input;
+use cordon_rewriter::{Options, Rewritten, rewrite};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Larger files than this cannot be one object or image of a 4 GiB window.
+const MOST_INPUT: u64 = 1 << 32;
+
+/// Turn ELF objects and archives into a sealed image
+///
+/// Reads relocatable x86-64 ELF objects (`gcc -c`, `clang -c`, `rustc --emit obj`) and archives of them, merges them like a
+/// linker, rewrites every function so that it stays inside its window, and writes one image. No special compiler or flag is
+/// needed. Archive members are taken when something refers to them. What cannot be done safely and faithfully is an error that
+/// names object, section, offset, symbol and reason; then no output is written. The checker runs on the result before it
+/// is written.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  gcc -O2 -c handler.c && cordon rewrite handler.o -o handler.cdn
+  cordon rewrite main.o /usr/lib/x86_64-linux-gnu/libz.a -o z.cdn --heap 16M --import log_line")]
+pub struct Args {
+    /// ELF relocatable objects (.o) and archives (.a), in link order
+    #[arg(required = true, value_name = "IN")]
+    pub inputs: Vec<PathBuf>,
+    /// The image to write; left alone on any error
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub link: Link,
+    /// Worker threads (default: all processors); the image is the same for any number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// How to print the summary and errors
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// The options that shape an image; `inspect` has them too.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Link {
+    /// A function that the host may call (repeatable; default: every global function of the objects named on the command line)
+    #[arg(long, value_name = "NAME")]
+    pub entry: Vec<String>,
+    /// An undefined function that the host provides (repeatable); every other undefined symbol that is used is an error
+    #[arg(long, value_name = "NAME")]
+    pub import: Vec<String>,
+    /// Handler heap in bytes, or with K, M, G: the range `__cordon_heap_start` … `__cordon_heap_end`
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
+    pub heap: u32,
+    /// Argument area, where the host places a call's bytes: `__cordon_arg_start` … `__cordon_arg_end`
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
+    pub arg_area: u32,
+    /// Data stack, where everything lies that the code addresses through rsp
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8M")]
+    pub stack: u32,
+    /// Take every member of every archive, wanted or not
+    #[arg(long)]
+    pub whole_archive: bool,
+}
+
+impl Link {
+    /// The library's form of these options.
+    pub fn options(&self) -> Options {
+        Options {
+            entries: self.entry.clone(),
+            imports: self.import.clone(),
+            heap: self.heap,
+            argument: self.arg_area,
+            stack: self.stack,
+            whole_archive: self.whole_archive,
+        }
+    }
+}
+
+/// Runs the subcommand.
+pub fn execute(args: &Args) -> Result<Report, Failure> {
+    refuse_output_over_input(args)?;
+    let inputs = read_inputs(&args.inputs)?;
+    let rewritten = on_threads(args.threads, || rewrite(&inputs, &args.link.options()))?;
+    write_atomically(&args.output, &rewritten.image)?;
+    Ok(summary(args, &rewritten))
+}
+
+/// Rewrites with the wanted number of threads.
+fn on_threads(threads: Option<u16>, work: impl FnOnce() -> Result<Rewritten, Refusals> + Send) -> Result<Rewritten, Failure> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).build();
+    let pool = pool.map_err(|e| Failure::usage("threads", format!("cannot start worker threads: {e}")))?;
+    Ok(pool.install(work)?)
+}
+
+/// Reads the objects and archives named on the command line.
+pub fn read_inputs(paths: &[PathBuf]) -> Result<Vec<Input>, Failure> {
+    let read = |path: &PathBuf| {
+        let bytes = read_file(path)?;
+        Ok(Input { name: path.display().to_string(), bytes })
+    };
+    paths.iter().map(read).collect()
+}
+
+/// Reads a file, a pipe or a device, at most [`MOST_INPUT`] bytes.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_INPUT + 1).read_to_end(&mut bytes));
+    read.map_err(|e| Failure::file(path, "read", &e))?;
+    if bytes.len() as u64 > MOST_INPUT {
+        return Err(Failure::one(Exit::Usage, Problem::with_file(path, "file", "larger than 4 GiB")));
+    }
+    Ok(bytes)
+}
+
+/// A typing slip must not cost the only copy of an object.
+fn refuse_output_over_input(args: &Args) -> Result<(), Failure> {
+    let Ok(output) = fs::canonicalize(&args.output) else { return Ok(()) };
+    if args.inputs.iter().any(|input| fs::canonicalize(input).is_ok_and(|input| input == output)) {
+        return Err(Failure::one(Exit::Usage, Problem::with_file(&args.output, "file", "the output is one of the inputs")));
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to `path` so that a reader sees the old file or the whole new one: a neighbour is written, then renamed.
+/// What is no regular file (`/dev/null`, a pipe) is written in place.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let failed = |e: &std::io::Error| Failure::file(path, "write", e);
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if target.metadata().is_ok_and(|m| !m.is_file()) {
+        return fs::write(&target, bytes).map_err(|e| failed(&e));
+    }
+    let folder = target.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // As any compiler's output: readable as the umask says.
+    let mode = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().prefix(".cordon").permissions(mode).tempfile_in(folder).map_err(|e| failed(&e))?;
+    file.write_all(bytes).map_err(|e| failed(&e))?;
+    file.persist(&target).map_err(|e| failed(&e.error))?;
+    Ok(())
+}
+
+fn summary(args: &Args, rewritten: &Rewritten) -> Report {
+    let stats = &rewritten.stats;
+    let growth = if stats.text_in == 0 { 1.0 } else { stats.text_out as f64 / stats.text_in as f64 };
+    let text = format!(
+        "{}: {} functions, {} instructions, text {} -> {} bytes ({:+.1} %), accepted by the checker\n",
+        args.output.display(),
+        stats.functions,
+        stats.instructions,
+        stats.text_in,
+        stats.text_out,
+        (growth - 1.0) * 100.0
+    );
+    let json = json!({
+        "output": args.output.display().to_string(),
+        "bytes": rewritten.image.len(),
+        "functions": stats.functions,
+        "instructions": stats.instructions,
+        "text_in": stats.text_in,
+        "text_out": stats.text_out,
+        "growth": growth,
+        "slots": stats.slots,
+        "tables": stats.tables,
+    });
+    Report { text, json }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Link;
+    use clap::Parser as _;
+    use cordon_rewriter::Options;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        link: Link,
+    }
+
+    #[test]
+    fn defaults_on_the_command_line_are_those_of_the_library() {
+        let options = Command::parse_from(["rewrite"]).link.options();
+        let default = Options::default();
+        assert_eq!((options.heap, options.argument, options.stack), (default.heap, default.argument, default.stack));
+        assert!(options.entries.is_empty() && options.imports.is_empty() && !options.whole_archive);
+    }
+}
