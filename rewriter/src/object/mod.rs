@@ -1,4 +1,21 @@
 //! Reads objects and archives and merges them into a [`crate::program::Program`].
+//!
+//! Phases: `archive` (members of an archive) and `parse` (headers, symbols and groups of one object) read what resolution needs;
+//! `resolve` decides which objects take part and who defines what, as `ld` does; `contents` reads the sections of those that
+//! do, `merge` numbers everything. `classify` and `fields` are their tables.
+//!
+//! Differences from `ld`, all on purpose: archives behave as between `--start-group` and `--end-group`; mergeable sections are not
+//! merged; `.fini_array` and `.dtors` are dropped, because a handler never exits; unwind tables, notes and comments are dropped;
+//! hidden symbols are global within the image; `__cordon_*` and `cordon.*` are reserved; malformed input that `ld` lets pass
+//! (overlapping sections or relocations, say) is refused.
+
+mod archive;
+mod classify;
+mod contents;
+mod fields;
+mod merge;
+mod parse;
+mod resolve;
 
 use crate::diag::{Diagnostic, Place, Refusals};
 use crate::program::Program;
@@ -25,12 +42,69 @@ pub struct MergeOptions {
 
 /// Reads `inputs` and resolves their references to each other.
 ///
+/// The objects of the program are in the order in which they came to take part: inputs in order, then archive members as they
+/// were pulled. Sections follow their objects, except that all of kind `InitArray` come last, in run order.
+///
 /// Undefined symbols are not errors here: code that nothing reaches may name them.
 ///
 /// # Errors
-/// Every problem found in the inputs, in input order.
+/// The problems of the inputs, in input order; at most a few hundred.
 pub fn read(inputs: &[Input], options: &MergeOptions) -> Result<Program, Refusals> {
-    let _ = options;
-    let unread = |i: &Input| Diagnostic::new(Place { object: i.name.clone(), ..Place::default() }, "not-elf", "not an ELF object");
-    Err(Refusals(inputs.iter().map(unread).collect()))
+    let mut report = Report::default();
+    let sources: Vec<Source> = inputs.iter().filter_map(|input| source(input, options, &mut report)).collect();
+    report.done()?;
+    let link = resolve::resolve(sources, options, &mut report);
+    report.done()?;
+    let program = merge::merge(&link, options, &mut report);
+    report.done()?;
+    Ok(program)
+}
+
+/// An input that could be read.
+enum Source<'a> {
+    Object(Box<parse::ObjectFile<'a>>),
+    Archive(archive::Archive<'a>),
+}
+
+fn source<'a>(input: &'a Input, options: &MergeOptions, report: &mut Report) -> Option<Source<'a>> {
+    if archive::is_archive(&input.bytes) {
+        return archive::open(input, options.whole_archive, report).map(Source::Archive);
+    }
+    match parse::ObjectFile::parse(&input.name, &input.bytes, true) {
+        Ok(object) => Some(Source::Object(Box::new(object))),
+        Err(diagnostic) => {
+            report.push(*diagnostic);
+            None
+        }
+    }
+}
+
+/// The problems found so far; stops growing at [`Report::MOST`], so that hostile input cannot exhaust memory with them.
+#[derive(Debug, Default)]
+struct Report {
+    list: Vec<Diagnostic>,
+    left_out: bool,
+}
+
+impl Report {
+    const MOST: usize = 200;
+
+    fn push(&mut self, diagnostic: Diagnostic) {
+        if self.list.len() < Self::MOST {
+            self.list.push(diagnostic);
+        } else {
+            self.left_out = true;
+        }
+    }
+
+    fn done(&mut self) -> Result<(), Refusals> {
+        let mut list = std::mem::take(&mut self.list);
+        if list.is_empty() {
+            return Ok(());
+        }
+        if self.left_out {
+            list.push(Diagnostic::new(Place::default(), "more-problems", "further problems are not shown"));
+        }
+        Err(Refusals(list))
+    }
 }
