@@ -20,14 +20,19 @@
 #[cfg(any(test, feature = "writer"))]
 extern crate alloc;
 
+mod decode;
+mod describe;
 pub mod layout;
 pub mod note;
 pub mod policy;
 mod state;
+mod table;
+mod tables;
 mod validate;
 mod verdict;
 mod walk;
 
+pub use describe::{Description, Flow, MemoryOperand, describe};
 pub use layout::Layout;
 pub use policy::{Features, Policy};
 pub use state::{State, is_start, starts, state_at};

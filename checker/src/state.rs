@@ -11,6 +11,7 @@
 
 use crate::layout::SET_SLOTS;
 use crate::validate::slots_below;
+use crate::verdict::Rule;
 
 /// Depth and pushed set, packed as in the scratch word's bits 0..=59.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,13 +98,23 @@ impl Traits {
     pub(crate) const LIMIT: Traits = Traits(1 << 61);
     pub(crate) const BOTH: Traits = Traits(3 << 60);
 
-    /// What `self` asks for and `offered` lacks.
-    pub(crate) const fn lacking(self, offered: Traits) -> Traits {
-        Traits(self.0 & !offered.0)
+    /// Both sets of wishes.
+    #[inline]
+    pub(crate) const fn with(self, other: Traits) -> Traits {
+        Traits(self.0 | other.0)
     }
 
-    pub(crate) const fn wants_limit(self) -> bool {
-        self.0 & Traits::LIMIT.0 != 0
+    /// Whether a place that offers `offered` will do.
+    #[inline]
+    pub(crate) const fn satisfied_by(self, offered: Traits) -> Result<(), Rule> {
+        let lacking = self.0 & !offered.0;
+        if lacking == 0 {
+            Ok(())
+        } else if lacking & Traits::LIMIT.0 != 0 {
+            Err(Rule::Limit)
+        } else {
+            Err(Rule::Endbr)
+        }
     }
 }
 

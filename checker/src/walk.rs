@@ -1,7 +1,11 @@
 //! The one forward pass over the text.
 
-use crate::layout::Layout;
-use crate::policy::Policy;
+use crate::decode::{Action, Insn, LONGEST, Machine, Window, decode};
+use crate::layout::{HINT_SLOTS, Layout, Slot};
+use crate::policy::{Features, Host, Policy};
+use crate::state::{State, Traits, Word};
+use crate::tables::Tables;
+use crate::validate::slots_below;
 use crate::verdict::{Reject, Rule, Summary};
 
 /// Longest text, bytes (1 GiB: every direct branch reaches every byte).
@@ -19,7 +23,7 @@ pub const fn scratch_len(text_len: usize) -> usize {
 /// states ([`crate::is_start`], [`crate::state_at`], [`crate::starts`]). The layout is validated first.
 ///
 /// # Errors
-/// The first violation in text order that the pass meets, with the rule it violates.
+/// The first violation that the pass meets, with the rule it violates.
 pub fn check(text: &[u8], policy: &Policy, layout: &Layout<'_>, scratch: &mut [u64]) -> Result<Summary, Reject> {
     if text.is_empty() || text.len() > TEXT_LIMIT {
         return Err(Reject::at(0, Rule::TextLength));
@@ -27,6 +31,323 @@ pub fn check(text: &[u8], policy: &Policy, layout: &Layout<'_>, scratch: &mut [u
     if layout.validate(policy).is_err() {
         return Err(Reject::at(0, Rule::Layout));
     }
-    scratch.get_mut(..scratch_len(text.len())).ok_or(Reject::at(0, Rule::ScratchLength))?.fill(0);
-    Err(Reject::at(0, Rule::NotListed))
+    let scratch = scratch.get_mut(..scratch_len(text.len())).ok_or(Reject::at(0, Rule::ScratchLength))?;
+    scratch.fill(0);
+    let mut walk = Walk::new(text, policy, layout, scratch);
+    walk.seed_layout()?;
+    walk.run()?;
+    walk.finish()
+}
+
+/// The pass: what is behind `at` has been judged, words ahead of it hold what forward edges say.
+struct Walk<'t> {
+    text: &'t [u8],
+    scratch: &'t mut [u64],
+    layout: &'t Layout<'t>,
+    tables: Tables<'t>,
+    machine: Machine,
+    kernel: bool,
+    /// Extensions that the policy does not allow.
+    denied: u64,
+    /// Greatest depth in units of 8 bytes.
+    depth_limit: u64,
+    /// Seeded bytes that the scan has not reached.
+    pending: u32,
+    /// State on the way out of the last instruction.
+    state: State,
+    /// Whether control falls from the last instruction into the next.
+    falls: bool,
+    /// Offset of the instruction being judged.
+    at: usize,
+    features: u64,
+    deepest: u64,
+    instructions: u32,
+}
+
+type Step = Result<(), Rule>;
+
+impl<'t> Walk<'t> {
+    fn new(text: &'t [u8], policy: &Policy, layout: &'t Layout<'t>, scratch: &'t mut [u64]) -> Self {
+        Walk {
+            text,
+            scratch,
+            layout,
+            tables: Tables::new(layout),
+            machine: Machine::new(policy.host),
+            kernel: policy.host == Host::Kernel,
+            denied: !policy.features.0,
+            depth_limit: u64::from(layout.max_depth / 8),
+            pending: 0,
+            state: State::ENTRY,
+            falls: false,
+            at: 0,
+            features: 0,
+            deepest: 0,
+            instructions: 0,
+        }
+    }
+
+    /// Seeds what the loader and the tables jump to.
+    fn seed_layout(&mut self) -> Result<(), Reject> {
+        let function = if self.kernel { Traits::BOTH } else { Traits::NONE };
+        let label = if self.kernel { Traits::ENDBR } else { Traits::NONE };
+        let layout = self.layout;
+        for offset in layout.entries.iter() {
+            self.seed_slot(offset, State::ENTRY, function)?;
+        }
+        for word in layout.slots.iter() {
+            if let Slot::Text(offset) = Slot::from_word(word) {
+                self.seed_slot(offset, State::ENTRY, function)?;
+            }
+        }
+        for index in 0..layout.sub_table_count() {
+            let Some(table) = layout.sub_table(index) else { continue };
+            let state = State::new(table.depth / 8, table.set);
+            for word in self.tables.words(&table) {
+                if let Slot::Text(offset) = Slot::from_word(word) {
+                    self.seed_slot(offset, state, label)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn seed_slot(&mut self, offset: u32, state: State, wants: Traits) -> Result<(), Reject> {
+        let target = usize::try_from(offset).map_err(|_| Reject::at(offset, Rule::SlotOutside))?;
+        if target >= self.text.len() {
+            return Err(Reject::at(offset, Rule::SlotOutside));
+        }
+        self.seed(target, state, wants).map_err(|rule| Reject::at(offset, rule))
+    }
+
+    /// Records an edge to `target`, which the scan has not reached.
+    #[inline]
+    fn seed(&mut self, target: usize, state: State, wants: Traits) -> Step {
+        let word = self.scratch.get_mut(target).ok_or(Rule::TargetOutside)?;
+        let old = Word(*word);
+        if old.is_seeded() {
+            let met = old.state().meet(state).ok_or(Rule::DepthMismatch)?;
+            *word = Word::seeded(met, old.traits().with(wants)).0;
+        } else {
+            self.pending = self.pending.saturating_add(1);
+            *word = Word::seeded(state, wants).0;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), Reject> {
+        let mut at = 0;
+        while at < self.text.len() {
+            self.at = at;
+            at = self.step().map_err(|rule| Reject::at(offset_of(at), rule))?;
+        }
+        Ok(())
+    }
+
+    /// Judges the instruction at `self.at`; gives the offset after it.
+    #[inline(always)]
+    fn step(&mut self) -> Result<usize, Rule> {
+        let rest = self.text.get(self.at..).unwrap_or(&[]);
+        let insn = match rest.first_chunk::<LONGEST>() {
+            Some(window) => decode(window, self.machine)?,
+            None => decode_tail(rest, self.machine)?,
+        };
+        let next = self.at.wrapping_add(insn.len);
+        if next > self.text.len() {
+            return Err(Rule::Truncated);
+        }
+        if insn.features.0 & self.denied != 0 {
+            return Err(Rule::Feature);
+        }
+        self.features |= insn.features.0;
+        self.instructions = self.instructions.wrapping_add(1);
+        self.arrive(&insn)?;
+        if insn.action != Action::Next {
+            self.act(&insn, next)?;
+        }
+        Ok(next)
+    }
+
+    /// Joins what leads here and marks the start.
+    #[inline(always)]
+    fn arrive(&mut self, insn: &Insn) -> Step {
+        let word = self.scratch.get_mut(self.at).ok_or(Rule::TargetOutside)?;
+        let seen = Word(*word);
+        if !self.falls {
+            self.state = match insn.action {
+                Action::Hint(immediate) => hinted(immediate, self.depth_limit)?,
+                _ if seen.is_seeded() => seen.state(),
+                _ => State::ENTRY,
+            };
+            self.falls = true;
+        } else if let Action::Hint(_) = insn.action {
+            return Err(Rule::Hint);
+        }
+        let offers = offers(insn.action);
+        if seen.is_seeded() {
+            self.pending = self.pending.saturating_sub(1);
+            self.state = self.state.meet(seen.state()).ok_or(Rule::DepthMismatch)?;
+            seen.traits().satisfied_by(offers)?;
+        }
+        *word = Word::start(self.state, offers).0;
+        Ok(())
+    }
+
+    /// What the instruction does to depth and control flow.
+    fn act(&mut self, insn: &Insn, next: usize) -> Step {
+        match insn.action {
+            Action::Next | Action::Endbr | Action::Hint(_) => Ok(()),
+            Action::Push => {
+                self.state = self.state.push();
+                self.bound_depth()
+            }
+            Action::Pop => {
+                self.state = self.state.pop().ok_or(Rule::PopUnwritten)?;
+                Ok(())
+            }
+            Action::Deepen(bytes) => self.deepen(bytes),
+            Action::Ret => {
+                self.falls = false;
+                if self.state.units() == 0 { Ok(()) } else { Err(Rule::RetDepth) }
+            }
+            Action::Ud2 => {
+                self.falls = false;
+                Ok(())
+            }
+            Action::Jcc(rel) => self.branch(next, rel, self.state, Traits::NONE),
+            Action::Jmp(rel) => {
+                self.falls = false;
+                self.branch(next, rel, self.state, Traits::NONE)
+            }
+            Action::Call(rel) => {
+                let wants = if self.kernel { Traits::LIMIT } else { Traits::NONE };
+                self.branch(next, rel, State::ENTRY, wants)
+            }
+            Action::TableCall { mask, disp } => {
+                if self.tables.is_main(mask, disp) {
+                    Ok(())
+                } else {
+                    Err(Rule::Table)
+                }
+            }
+            Action::TableJmp { mask, disp } => {
+                self.falls = false;
+                let expected = self.tables.state_of(mask, disp).ok_or(Rule::Table)?;
+                if self.state.covers(expected) == Some(true) { Ok(()) } else { Err(Rule::TableState) }
+            }
+            Action::ImportCall(disp) => self.tables.import(disp).ok_or(Rule::Import),
+            Action::ImportJmp(disp) => {
+                self.falls = false;
+                self.tables.import(disp).ok_or(Rule::Import)?;
+                if self.state.units() == 0 { Ok(()) } else { Err(Rule::TableState) }
+            }
+            Action::Limit { limit, abort, .. } => {
+                if limit != self.layout.limit || !self.is_ud2(next, abort) {
+                    return Err(Rule::Limit);
+                }
+                self.branch(next, abort, self.state, Traits::NONE)
+            }
+        }
+    }
+
+    fn bound_depth(&mut self) -> Step {
+        let units = self.state.units();
+        if units > self.depth_limit {
+            return Err(Rule::DepthRange);
+        }
+        self.deepest = self.deepest.max(units);
+        Ok(())
+    }
+
+    /// rsp moves down by `bytes`.
+    fn deepen(&mut self, bytes: i64) -> Step {
+        let depth = i64::try_from(self.state.units()).map_err(|_| Rule::DepthRange)?;
+        // Whole units both, so the sum is exact; |bytes| <= 2^31.
+        let units = depth.saturating_add(bytes >> 3);
+        let units = u32::try_from(units).map_err(|_| Rule::DepthRange)?;
+        if bytes & 7 != 0 || u64::from(units) > self.depth_limit {
+            return Err(Rule::DepthRange);
+        }
+        self.state = self.state.resized(units);
+        self.bound_depth()
+    }
+
+    /// A direct edge from the instruction before `next`.
+    #[inline]
+    fn branch(&mut self, next: usize, rel: i32, state: State, wants: Traits) -> Step {
+        let target = self.target(next, rel).ok_or(Rule::TargetOutside)?;
+        if target > self.at {
+            return self.seed(target, state, wants);
+        }
+        let word = Word(self.scratch.get(target).copied().unwrap_or(0));
+        if !word.is_start() {
+            return Err(Rule::TargetNotStart);
+        }
+        match state.covers(word.state()) {
+            None => Err(Rule::DepthMismatch),
+            Some(false) => Err(Rule::SetMismatch),
+            Some(true) => wants.satisfied_by(word.traits()),
+        }
+    }
+
+    #[inline]
+    fn target(&self, next: usize, rel: i32) -> Option<usize> {
+        let target = i64::try_from(next).ok()?.checked_add(i64::from(rel))?;
+        usize::try_from(target).ok().filter(|&target| target < self.text.len())
+    }
+
+    /// Whether the bytes at a branch target are `ud2`. That an instruction starts there is for the edge to prove.
+    fn is_ud2(&self, next: usize, rel: i32) -> bool {
+        self.target(next, rel).and_then(|target| self.text.get(target..)).is_some_and(|rest| rest.starts_with(&[0x0f, 0x0b]))
+    }
+
+    /// After the last instruction: nothing may fall off, no edge may lead into the middle of an instruction.
+    fn finish(self) -> Result<Summary, Reject> {
+        if self.falls {
+            return Err(Reject::at(offset_of(self.at), Rule::RunsOff));
+        }
+        if self.pending != 0 {
+            let inside = |word: &u64| Word(*word).is_seeded();
+            let target = self.scratch.iter().position(inside).unwrap_or(0);
+            return Err(Reject::at(offset_of(target), Rule::TargetNotStart));
+        }
+        let max_depth = u32::try_from(self.deepest.saturating_mul(8)).unwrap_or(u32::MAX);
+        Ok(Summary { features: Features(self.features), max_depth, instructions: self.instructions })
+    }
+}
+
+/// What a place offers to indirect and call edges (only the kernel asks).
+#[inline]
+const fn offers(action: Action) -> Traits {
+    match action {
+        Action::Endbr => Traits::ENDBR,
+        Action::Limit { endbr: true, .. } => Traits::BOTH,
+        Action::Limit { endbr: false, .. } => Traits::LIMIT,
+        _ => Traits::NONE,
+    }
+}
+
+/// State that a hint states: 20 bits of depth in units of 8 bytes, then [`HINT_SLOTS`] bits of set.
+fn hinted(immediate: u32, depth_limit: u64) -> Result<State, Rule> {
+    let units = immediate & 0xf_ffff;
+    let set = u64::from(immediate >> (32_u32.wrapping_sub(HINT_SLOTS)));
+    if u64::from(units) > depth_limit || set & !slots_below(units) != 0 {
+        return Err(Rule::Hint);
+    }
+    Ok(State::new(units, set))
+}
+
+/// Decodes at fewer than [`LONGEST`] bytes from the end.
+#[cold]
+fn decode_tail(rest: &[u8], machine: Machine) -> Result<Insn, Rule> {
+    let mut window: Window = [0; LONGEST];
+    for (to, from) in window.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    decode(&window, machine)
+}
+
+/// Text offsets fit 32 bits ([`TEXT_LIMIT`]).
+fn offset_of(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }

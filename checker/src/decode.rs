@@ -1,0 +1,766 @@
+//! The decoder: one instruction or fused unit at a time, from at most 16 bytes, by the tables of [`crate::table`].
+//!
+//! Canonical prefix order is `[segment] [67] [F0] [66] [F2|F3] [REX] opcode`, or `[segment] [67] VEX`; a prefix, or a bit of REX, VEX,
+//! ModRM or SIB, that has no effect is rejected. So every accepted byte string has one meaning and no decoder can read another.
+//!
+//! Everything that names rsp (esp, sp, spl) is rejected here, except the forms that become an [`Action`] of their own.
+
+use crate::policy::{Features, Host};
+use crate::table::{self, Field, Group, Imm, Kind, Line, Size, flag};
+use crate::verdict::Rule;
+
+/// Most bytes that one instruction or fused unit has.
+pub(crate) const LONGEST: usize = 16;
+/// Most bytes that the CPU takes for one instruction.
+const LONGEST_INSTRUCTION: usize = 15;
+/// The bytes from an instruction on; zeros past the end of the text.
+pub(crate) type Window = [u8; LONGEST];
+
+/// What an accepted instruction does to control flow and depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Falls through, nothing else.
+    Next,
+    /// Falls through; an `endbr64` begins it.
+    Endbr,
+    /// `push r64`, `pop r64`.
+    Push,
+    Pop,
+    /// rsp moves down by so many bytes (negative: up).
+    Deepen(i64),
+    Ret,
+    Ud2,
+    /// Direct branches and calls; displacement from the instruction's end.
+    Jcc(i32),
+    Jmp(i32),
+    Call(i32),
+    /// Fused `and $mask,%r32; call|jmp *segment:disp(%r64)`.
+    TableCall {
+        mask: u32,
+        disp: i32,
+    },
+    TableJmp {
+        mask: u32,
+        disp: i32,
+    },
+    /// `call|jmp *segment:disp`.
+    ImportCall(i32),
+    ImportJmp(i32),
+    /// Inline state hint with its immediate.
+    Hint(u32),
+    /// Kernel: `[endbr64] cmp $limit,%esp; jb abort`, displacement from the unit's end.
+    Limit {
+        endbr: bool,
+        limit: u32,
+        abort: i32,
+    },
+}
+
+/// The memory operand of an accepted instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// 0 to 15, or [`Memory::NONE`].
+    pub(crate) base: u8,
+    pub(crate) index: u8,
+    /// Shift count, 0 to 3.
+    pub(crate) scale: u8,
+    pub(crate) disp: i32,
+}
+
+impl Memory {
+    pub(crate) const NONE: u8 = 16;
+}
+
+/// A decoded instruction or unit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Insn {
+    /// Bytes.
+    pub(crate) len: usize,
+    pub(crate) action: Action,
+    pub(crate) features: Features,
+    /// What the bytes say, for whoever wants operands.
+    pub(crate) operands: Operands,
+}
+
+/// The fields of a decoded instruction; the walk does not need them, the comparison with other decoders does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operands {
+    pub(crate) line: &'static Line,
+    pub(crate) memory: Option<Memory>,
+    /// Register numbers, extended; meaningful where the line's field names a register.
+    pub(crate) reg: u8,
+    pub(crate) rm: u8,
+    pub(crate) vvvv: u8,
+    pub(crate) w: bool,
+    pub(crate) l: bool,
+    pub(crate) opsize: bool,
+    /// A REX or VEX prefix is there: byte registers 4 to 7 are spl to dil.
+    pub(crate) rex: bool,
+    pub(crate) lock: bool,
+}
+
+/// What of the host the decoder needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// Segment prefix of window operands.
+    segment: u8,
+    kernel: bool,
+}
+
+impl Machine {
+    pub(crate) const fn new(host: Host) -> Machine {
+        match host {
+            Host::User => Machine { segment: 0x65, kernel: false },
+            Host::Kernel => Machine { segment: 0x64, kernel: true },
+        }
+    }
+}
+
+/// Legacy prefixes in canonical order.
+#[derive(Clone, Copy, Debug, Default)]
+struct Prefixes {
+    segment: bool,
+    /// 67.
+    short: bool,
+    lock: bool,
+    /// 66.
+    opsize: bool,
+    /// Column of a [`table::PrefixedMap`]: F3, F2, or 0 for neither.
+    rep: usize,
+}
+
+impl Prefixes {
+    const fn any(&self) -> bool {
+        self.segment || self.short || self.lock || self.opsize || self.rep != 0
+    }
+}
+
+/// REX, or the same bits of VEX: `r`, `x`, `b` are 0 or 8.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extension {
+    present: bool,
+    w: bool,
+    r: u8,
+    x: u8,
+    b: u8,
+}
+
+impl Extension {
+    const fn of_rex(rex: u8) -> Extension {
+        Extension { present: true, w: rex & 8 != 0, r: (rex & 4) << 1, x: (rex & 2) << 2, b: (rex & 1) << 3 }
+    }
+
+    /// A REX that changes nothing but the meaning of byte registers 4 to 7.
+    const fn is_bare(&self) -> bool {
+        self.present && !self.w && self.r | self.x | self.b == 0
+    }
+}
+
+/// An instruction up to and with its opcode.
+#[derive(Clone, Copy, Debug)]
+struct Opcode {
+    prefixes: Prefixes,
+    extension: Extension,
+    line: &'static Line,
+    groups: &'static [Group],
+    byte: u8,
+    /// Index after the opcode.
+    at: usize,
+    vex: bool,
+    vvvv: u8,
+    l: bool,
+}
+
+type Decoded<T> = Result<T, Rule>;
+
+#[inline(always)]
+fn byte(window: &Window, at: usize) -> u8 {
+    window.get(at).copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn dword(window: &Window, at: usize) -> u32 {
+    window.get(at..).and_then(|rest| rest.first_chunk::<4>()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+#[inline(always)]
+fn signed_byte(window: &Window, at: usize) -> i32 {
+    i32::from(byte(window, at).cast_signed())
+}
+
+#[inline(always)]
+fn column<T>(map: &'static [T; 4], prefix: usize, fallback: &'static T) -> &'static T {
+    map.get(prefix).unwrap_or(fallback)
+}
+
+static DENY: Line = Line::DENY;
+static DENY_MAP: table::Map = [Line::DENY; 256];
+
+#[inline(always)]
+fn line_of(map: &'static table::Map, opcode: u8) -> &'static Line {
+    map.get(usize::from(opcode)).unwrap_or(&DENY)
+}
+
+/// Decodes the instruction or unit at the window's start. Its length may exceed what the text has left; the caller compares.
+///
+/// # Errors
+/// The rule that the bytes violate by themselves.
+#[inline(always)]
+pub(crate) fn decode(window: &Window, machine: Machine) -> Decoded<Insn> {
+    let mut prefixes = Prefixes::default();
+    let mut at = 0_usize;
+    let mut first = byte(window, 0);
+    if first == machine.segment {
+        prefixes.segment = true;
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    if first == 0x67 {
+        prefixes.short = true;
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    if first == 0xf0 {
+        prefixes.lock = true;
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    if first == 0x66 {
+        prefixes.opsize = true;
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    if first & 0xfe == 0xf2 {
+        prefixes.rep = if first == 0xf3 { table::PF3 } else { table::PF2 };
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    let mut extension = Extension::default();
+    if first & 0xf0 == 0x40 {
+        extension = Extension::of_rex(first);
+        at = at.wrapping_add(1);
+        first = byte(window, at);
+    }
+    at = at.wrapping_add(1);
+    if first == 0x0f {
+        return two_byte(window, machine, prefixes, extension, at);
+    }
+    if first & 0xfe == 0xc4 {
+        return vex(window, machine, prefixes, extension, first, at);
+    }
+    let line = line_of(&table::ONE_BYTE, first);
+    let groups = &table::GROUPS;
+    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: first, at, vex: false, vvvv: 0, l: false })
+}
+
+#[inline(always)]
+fn two_byte(window: &Window, machine: Machine, mut prefixes: Prefixes, extension: Extension, at: usize) -> Decoded<Insn> {
+    let second = byte(window, at);
+    let (map, opcode, at) = match second {
+        0x38 => (&table::MAP_0F38, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
+        0x3a => (&table::MAP_0F3A, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
+        _ => (&table::MAP_0F, second, at.wrapping_add(1)),
+    };
+    let prefix = if prefixes.rep != 0 { prefixes.rep } else { usize::from(prefixes.opsize) };
+    let line = line_of(column(map, prefix, &DENY_MAP), opcode);
+    // F3 and F2 always select the line; 66 selects it unless the line takes it as operand size.
+    if prefixes.rep == 0 && !line.has(flag::OPSIZE) {
+        prefixes.opsize = false;
+    }
+    prefixes.rep = 0;
+    let groups = &table::GROUPS_0F;
+    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: opcode, at, vex: false, vvvv: 0, l: false })
+}
+
+fn vex(window: &Window, machine: Machine, prefixes: Prefixes, extension: Extension, first: u8, at: usize) -> Decoded<Insn> {
+    if extension.present || prefixes.lock || prefixes.opsize || prefixes.rep != 0 {
+        return Err(Rule::NotCanonical);
+    }
+    let head = byte(window, at);
+    let r = (!head & 0x80) >> 4;
+    let (x, b, map, tail, at) = if first == 0xc5 {
+        (0, 0, 1, head & 0x7f, at.wrapping_add(1))
+    } else {
+        let tail = byte(window, at.wrapping_add(1));
+        ((!head & 0x40) >> 3, (!head & 0x20) >> 2, head & 0x1f, tail, at.wrapping_add(2))
+    };
+    let w = tail & 0x80 != 0;
+    if first == 0xc4 && map == 1 && x | b == 0 && !w {
+        return Err(Rule::NotCanonical);
+    }
+    let map = match map {
+        1 => &table::VEX_0F,
+        2 => &table::VEX_0F38,
+        3 => &table::VEX_0F3A,
+        _ => return Err(Rule::NotListed),
+    };
+    let opcode = byte(window, at);
+    let line = line_of(column(map, usize::from(tail & 3), &DENY_MAP), opcode);
+    let vvvv = (!tail >> 3) & 15;
+    let extension = Extension { present: true, w, r, x, b };
+    let groups = &table::GROUPS_VEX;
+    let l = tail & 4 != 0;
+    finish(
+        window,
+        machine,
+        Opcode { prefixes, extension, line, groups, byte: opcode, at: at.wrapping_add(1), vex: true, vvvv, l },
+    )
+}
+
+/// Everything after the opcode.
+#[inline(always)]
+fn finish(window: &Window, machine: Machine, mut op: Opcode) -> Decoded<Insn> {
+    let modrm = byte(window, op.at);
+    if op.line.kind == Kind::Group {
+        let group = op.groups.get(usize::from(op.line.group));
+        let register = u8::from(modrm >= 0xc0) << 3;
+        op.line = group.and_then(|lines| lines.get(usize::from((modrm >> 3) & 7 | register))).unwrap_or(&DENY);
+    }
+    match op.line.kind {
+        Kind::Plain => plain(window, op, modrm),
+        _ => special(window, machine, op, modrm),
+    }
+}
+
+/// The encodings that are more than their operands.
+#[inline(never)]
+fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<Insn> {
+    let bare = !op.prefixes.any() && !op.extension.present;
+    match op.line.kind {
+        Kind::Deny | Kind::Group => Err(Rule::NotListed),
+        Kind::StrayPrefix => Err(Rule::NotCanonical),
+        Kind::StraySegment => Err(Rule::MemoryForm),
+        Kind::Plain => plain(window, op, modrm),
+        Kind::Fpu => fpu(window, op, modrm),
+        Kind::Nop => no_op(window, op, modrm),
+        Kind::LongNop => long_no_op(window, &op),
+        Kind::Endbr => endbr(window, machine, &op),
+        Kind::Lea => lea(window, op, modrm),
+        Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w && op.extension.b == 0 => {
+            move_depth(window, op, modrm)
+        }
+        Kind::AndImm => and_or_table(window, machine, op, modrm),
+        Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => {
+            limit(window, op.line, op.at.wrapping_sub(1), false)
+        }
+        Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm),
+        Kind::Push => act(plain(window, op, modrm)?, Action::Push),
+        Kind::Pop => act(plain(window, op, modrm)?, Action::Pop),
+        Kind::CallMem | Kind::JmpMem => import(window, &op, modrm),
+        Kind::Ret | Kind::Ud2 | Kind::Jcc | Kind::Jmp | Kind::Call if !bare => Err(Rule::NotCanonical),
+        Kind::Ret => Ok(control(&op, 0, Action::Ret)),
+        Kind::Ud2 => Ok(control(&op, 0, Action::Ud2)),
+        Kind::Jcc | Kind::Jmp | Kind::Call => Ok(branch(window, &op)),
+    }
+}
+
+fn act(insn: Insn, action: Action) -> Decoded<Insn> {
+    Ok(Insn { action, ..insn })
+}
+
+/// An instruction without operands that ends `more` bytes after its opcode.
+fn control(op: &Opcode, more: usize, action: Action) -> Insn {
+    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE, operands: Operands::none(op.line) }
+}
+
+fn branch(window: &Window, op: &Opcode) -> Insn {
+    let (rel, more) = match op.line.imm {
+        Imm::B1 => (signed_byte(window, op.at), 1),
+        _ => (dword(window, op.at).cast_signed(), 4),
+    };
+    let action = match op.line.kind {
+        Kind::Jcc => Action::Jcc(rel),
+        Kind::Call => Action::Call(rel),
+        _ => Action::Jmp(rel),
+    };
+    control(op, more, action)
+}
+
+fn fpu(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
+    let which = usize::from(op.byte & 7);
+    if modrm >= 0xc0 {
+        let forms = table::FPU_REGISTER.get(which).copied().unwrap_or(0);
+        if forms >> (modrm & 63) & 1 == 0 {
+            return Err(Rule::NotListed);
+        }
+        if op.prefixes.any() || op.extension.present {
+            return Err(Rule::NotCanonical);
+        }
+        let features = table::SETS.get(usize::from(op.line.set)).copied().unwrap_or_default();
+        return Ok(Insn { features, ..control(&op, 1, Action::Next) });
+    }
+    op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3))).unwrap_or(&DENY);
+    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm) }
+}
+
+/// 90: `nop`, `66 nop`, `pause`, or an exchange with r8.
+fn no_op(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
+    if op.extension.b != 0 {
+        return plain(window, op, modrm);
+    }
+    let pause = op.prefixes.rep == table::PF3 && !op.prefixes.opsize;
+    if pause || op.prefixes.rep == 0 {
+        op.prefixes.opsize = false;
+        op.prefixes.rep = 0;
+    }
+    if op.prefixes.any() || op.extension.present {
+        return Err(Rule::NotCanonical);
+    }
+    Ok(control(&op, 0, Action::Next))
+}
+
+/// The multi-byte no-ops that assemblers emit, after their 0F 1F.
+const LONG_NO_OPS: [&[u8]; 5] = [&[0x00], &[0x40, 0], &[0x44, 0, 0], &[0x80, 0, 0, 0, 0], &[0x84, 0, 0, 0, 0, 0]];
+
+fn long_no_op(window: &Window, op: &Opcode) -> Decoded<Insn> {
+    let only_opsize = !Prefixes { opsize: false, ..op.prefixes }.any() && !op.extension.present;
+    if !only_opsize {
+        return Err(Rule::NotCanonical);
+    }
+    // Column 66 has no line of its own, so the byte before 0F 1F tells.
+    let wide = op.at > 2;
+    let rest = window.get(op.at..).unwrap_or(&[]);
+    if let Some([0x84, 0xc0, immediate @ ..]) = rest.first_chunk::<6>()
+        && !wide
+    {
+        return Ok(control(op, 6, Action::Hint(u32::from_le_bytes(*immediate))));
+    }
+    let listed = LONG_NO_OPS.iter().filter(|no_op| !wide || no_op.len() == 3 || no_op.len() == 6);
+    match listed.into_iter().find(|no_op| rest.starts_with(no_op)) {
+        Some(no_op) => Ok(control(op, no_op.len(), Action::Next)),
+        None => Err(Rule::NotListed),
+    }
+}
+
+fn endbr(window: &Window, machine: Machine, op: &Opcode) -> Decoded<Insn> {
+    if byte(window, op.at) != 0xfa {
+        return Err(Rule::NotListed);
+    }
+    if op.prefixes.any() || op.extension.present {
+        return Err(Rule::NotCanonical);
+    }
+    let next = op.at.wrapping_add(1);
+    if machine.kernel && byte(window, next) == 0x81 && byte(window, next.wrapping_add(1)) == 0xfc {
+        return limit(window, op.line, next, true);
+    }
+    Ok(control(op, 1, Action::Endbr))
+}
+
+/// `cmp $imm32,%esp; jb rel32` whose opcode is at `at`.
+fn limit(window: &Window, line: &'static Line, at: usize, endbr: bool) -> Decoded<Insn> {
+    let jump = at.wrapping_add(6);
+    if byte(window, jump) != 0x0f || byte(window, jump.wrapping_add(1)) != 0x82 {
+        return Err(Rule::Limit);
+    }
+    let action = Action::Limit {
+        endbr,
+        limit: dword(window, at.wrapping_add(2)),
+        abort: dword(window, jump.wrapping_add(2)).cast_signed(),
+    };
+    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE, operands: Operands::none(line) })
+}
+
+/// `add`/`sub` of an immediate to rsp.
+fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+    if op.prefixes.any() || op.extension.r | op.extension.x != 0 {
+        return Err(Rule::NotCanonical);
+    }
+    let at = op.at.wrapping_add(1);
+    let (imm, more) = if op.byte == 0x83 { (signed_byte(window, at), 2) } else { (dword(window, at).cast_signed(), 5) };
+    let down = if modrm & 0x38 == 0 { i64::from(imm).wrapping_neg() } else { i64::from(imm) };
+    Ok(control(&op, more, Action::Deepen(down)))
+}
+
+/// `lea`: no access, so no segment and no 67. From rsp only with a 32-bit result, or to rsp as a depth change.
+fn lea(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+    if modrm >= 0xc0 {
+        return Err(Rule::NotListed);
+    }
+    let extension = op.extension;
+    let prefixes = Prefixes { opsize: false, ..op.prefixes };
+    if prefixes.any() || op.prefixes.opsize && extension.w || extension.is_bare() {
+        return Err(Rule::NotCanonical);
+    }
+    let (memory, at) = address(window, op.at, modrm, extension)?;
+    let reg = (modrm >> 3) & 7 | extension.r;
+    let mut action = Action::Next;
+    if reg == 4 {
+        let frame = memory.base == 4 && memory.index == Memory::NONE;
+        if !frame || !extension.w || modrm < 0x40 {
+            return Err(Rule::StackPointer);
+        }
+        action = Action::Deepen(i64::from(memory.disp).wrapping_neg());
+    } else if memory.base == 4 && (extension.w || op.prefixes.opsize) {
+        return Err(Rule::StackPointer);
+    }
+    let operands = Operands {
+        memory: Some(memory),
+        reg,
+        w: extension.w,
+        opsize: op.prefixes.opsize,
+        rex: extension.present,
+        ..Operands::none(op.line)
+    };
+    Ok(Insn { len: at, action, features: Features::NONE, operands })
+}
+
+/// `and` with an immediate, alone or as the first half of a table call or jump.
+fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<Insn> {
+    let insn = plain(window, op, modrm)?;
+    if modrm < 0xc0 || op.extension.w || op.prefixes.opsize {
+        return Ok(insn);
+    }
+    let mut at = insn.len;
+    let mut expect = |wanted: bool| {
+        at = at.wrapping_add(1);
+        wanted
+    };
+    let low = modrm & 7;
+    let segment = expect(byte(window, insn.len) == machine.segment);
+    let extended = op.extension.b == 0 || expect(byte(window, insn.len.wrapping_add(1)) == 0x41);
+    if !segment || !extended || byte(window, at) != 0xff {
+        return Ok(insn);
+    }
+    let second = byte(window, at.wrapping_add(1));
+    let call = second == 0x90 | low;
+    if !call && second != 0xa0 | low {
+        return Ok(insn);
+    }
+    at = at.wrapping_add(2);
+    if low == 4 {
+        if byte(window, at) != 0x24 {
+            return Ok(insn);
+        }
+        at = at.wrapping_add(1);
+    }
+    let short = op.byte == 0x83;
+    let imm = op.at.wrapping_add(1);
+    let mask = if short { signed_byte(window, imm).cast_unsigned() } else { dword(window, imm) };
+    if short != (mask <= 127) {
+        return Err(Rule::NotCanonical);
+    }
+    let disp = dword(window, at).cast_signed();
+    let action = if call { Action::TableCall { mask, disp } } else { Action::TableJmp { mask, disp } };
+    Ok(Insn { len: at.wrapping_add(4), action, ..insn })
+}
+
+/// `call`/`jmp` through memory: only `segment:disp32` with the 64-bit form and nothing else.
+fn import(window: &Window, op: &Opcode, modrm: u8) -> Decoded<Insn> {
+    if !op.prefixes.segment {
+        return Err(Rule::NotListed);
+    }
+    let others = Prefixes { segment: false, ..op.prefixes };
+    if others.any() || op.extension.present || modrm & 0xc7 != 0x04 || byte(window, op.at.wrapping_add(1)) != 0x25 {
+        return Err(Rule::Table);
+    }
+    let disp = dword(window, op.at.wrapping_add(2)).cast_signed();
+    let action = if op.line.kind == Kind::CallMem { Action::ImportCall(disp) } else { Action::ImportJmp(disp) };
+    let memory = Some(Memory { base: Memory::NONE, index: Memory::NONE, scale: 0, disp });
+    let operands = Operands { memory, ..Operands::none(op.line) };
+    Ok(Insn { len: op.at.wrapping_add(6), action, features: Features::NONE, operands })
+}
+
+impl Operands {
+    const fn none(line: &'static Line) -> Operands {
+        Operands { line, memory: None, reg: 0, rm: 0, vvvv: 0, w: false, l: false, opsize: false, rex: false, lock: false }
+    }
+}
+
+/// An instruction that is its line: prefixes and fields against what the line says.
+#[inline(always)]
+fn plain(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+    let Opcode { prefixes, extension, line, .. } = op;
+    if line.has(flag::W_ONE) && !extension.w {
+        return Err(Rule::NotListed);
+    }
+    let w_unused = extension.w && !line.has(flag::W_ANY | flag::W_ONE);
+    let opsize_unused = prefixes.opsize && (!line.has(flag::OPSIZE) || extension.w);
+    if w_unused || opsize_unused || prefixes.rep != 0 {
+        return Err(Rule::NotCanonical);
+    }
+    let mut operands = Operands {
+        vvvv: op.vvvv,
+        w: extension.w,
+        l: op.l,
+        opsize: prefixes.opsize,
+        rex: extension.present,
+        lock: prefixes.lock,
+        ..Operands::none(line)
+    };
+    let mut at = op.at;
+    if line.has(flag::MODRM) {
+        operands.reg = (modrm >> 3) & 7 | extension.r;
+        field(line.reg.field, operands.reg, extension)?;
+        if modrm >= 0xc0 {
+            if line.has(flag::MEMORY_ONLY) {
+                return Err(Rule::NotListed);
+            }
+            operands.rm = modrm & 7 | extension.b;
+            field(line.rm.field, operands.rm, extension)?;
+            if extension.x != 0 || prefixes.segment || prefixes.short {
+                return Err(Rule::NotCanonical);
+            }
+            at = at.wrapping_add(1);
+        } else {
+            if line.size == Size::No {
+                return Err(Rule::NotListed);
+            }
+            let (memory, next) = window_operand(window, op.at, modrm, prefixes, extension)?;
+            operands.memory = Some(memory);
+            at = next;
+        }
+    } else {
+        if extension.r | extension.x != 0 || prefixes.segment || prefixes.short {
+            return Err(Rule::NotCanonical);
+        }
+        if line.has(flag::IN_OPCODE) {
+            operands.rm = op.byte & 7 | extension.b;
+            field(line.rm.field, operands.rm, extension)?;
+        } else if extension.b != 0 {
+            return Err(Rule::NotCanonical);
+        }
+    }
+    if prefixes.lock && (!line.has(flag::LOCK) || operands.memory.is_none()) {
+        return Err(Rule::NotListed);
+    }
+    if op.vex {
+        vex_fields(&op, operands.memory.is_some())?;
+    } else if extension.is_bare() && !byte_register(&operands, modrm) {
+        return Err(Rule::NotCanonical);
+    }
+    at = at.wrapping_add(immediate(window, line.imm, at, &op)?);
+    if at > LONGEST_INSTRUCTION {
+        return Err(Rule::NotListed);
+    }
+    Ok(Insn { len: at, action: Action::Next, features: features(&operands), operands })
+}
+
+/// Whether a register field may hold this number.
+#[inline(always)]
+fn field(field: Field, number: u8, extension: Extension) -> Decoded<()> {
+    match field {
+        // Without REX, number 4 is ah.
+        Field::Gpr8 if number == 4 && extension.present => Err(Rule::StackPointer),
+        Field::GprV | Field::GprY | Field::Gpr32 if number == 4 => Err(Rule::StackPointer),
+        Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32 | Field::Vector => Ok(()),
+        Field::Zero if number != 0 => Err(Rule::NotCanonical),
+        Field::None | Field::Extension | Field::Mmx if number >= 8 => Err(Rule::NotCanonical),
+        Field::None | Field::Zero | Field::Extension | Field::Mmx => Ok(()),
+    }
+}
+
+/// Whether a bare REX changes a byte register's meaning (spl is refused by [`field`], the others are bpl, sil, dil).
+fn byte_register(operands: &Operands, modrm: u8) -> bool {
+    let line = operands.line;
+    let reg = line.has(flag::MODRM) && line.reg.field == Field::Gpr8 && operands.reg >= 4;
+    let rm_named = line.has(flag::IN_OPCODE) || line.has(flag::MODRM) && modrm >= 0xc0;
+    reg || rm_named && line.rm.field == Field::Gpr8 && operands.rm >= 4
+}
+
+/// VEX.L and VEX.vvvv against the line.
+fn vex_fields(op: &Opcode, memory: bool) -> Decoded<()> {
+    let line = op.line;
+    let length = if op.l { line.wide != table::NO_WIDE } else { !line.has(flag::L_ONE) };
+    if !length {
+        return Err(Rule::NotListed);
+    }
+    let unused = line.vvvv.field == Field::None || memory && line.has(flag::VVVV_REGISTER);
+    if unused && op.vvvv != 0 {
+        return Err(Rule::NotCanonical);
+    }
+    field(line.vvvv.field, op.vvvv, op.extension)
+}
+
+/// Bytes of the immediate.
+#[inline(always)]
+fn immediate(window: &Window, imm: Imm, at: usize, op: &Opcode) -> Decoded<usize> {
+    Ok(match imm {
+        Imm::No => 0,
+        Imm::B1 => 1,
+        Imm::Register if byte(window, at) & 15 != 0 => return Err(Rule::NotCanonical),
+        Imm::Register => 1,
+        Imm::Z | Imm::V if op.prefixes.opsize => 2,
+        Imm::V if op.extension.w => 8,
+        Imm::Z | Imm::V | Imm::B4 => 4,
+    })
+}
+
+/// The extensions that the instruction needs.
+#[inline(always)]
+fn features(operands: &Operands) -> Features {
+    let line = operands.line;
+    let number = if operands.l { line.wide } else { line.set };
+    let set = table::SETS.get(usize::from(number)).copied().unwrap_or_default();
+    if !operands.lock && !line.has(flag::LOCKS | flag::AVX2_REGISTER) && line.size != Size::Pair {
+        return set;
+    }
+    let mut set = set;
+    if operands.lock || line.has(flag::LOCKS) && operands.memory.is_some() {
+        set = set.with(Features::LOCK);
+    }
+    if line.has(flag::AVX2_REGISTER) && operands.memory.is_none() {
+        set = set.with(Features::AVX2);
+    }
+    if line.size == Size::Pair && operands.w {
+        set = set.with(Features::CX16);
+    }
+    set
+}
+
+/// A window operand (DESIGN §3): the policy's segment and either 67 with a base or index, or a bare displacement from 0 up.
+#[inline(always)]
+fn window_operand(window: &Window, at: usize, modrm: u8, prefixes: Prefixes, extension: Extension) -> Decoded<(Memory, usize)> {
+    let (memory, next) = address(window, at, modrm, extension)?;
+    let addressed = memory.base != Memory::NONE || memory.index != Memory::NONE;
+    if !prefixes.segment || addressed != prefixes.short || !addressed && memory.disp < 0 {
+        return Err(Rule::MemoryForm);
+    }
+    Ok((memory, next))
+}
+
+/// ModRM (at `at`), SIB and displacement; the index after them.
+#[inline(always)]
+fn address(window: &Window, at: usize, modrm: u8, extension: Extension) -> Decoded<(Memory, usize)> {
+    let mode = modrm >> 6;
+    let low = modrm & 7;
+    let mut next = at.wrapping_add(1);
+    let mut memory = Memory { base: low | extension.b, index: Memory::NONE, scale: 0, disp: 0 };
+    let mut wide = mode == 2;
+    if low == 4 {
+        let sib = byte(window, next);
+        next = next.wrapping_add(1);
+        let index = (sib >> 3) & 7 | extension.x;
+        memory.base = sib & 7 | extension.b;
+        if index != 4 {
+            memory.index = index;
+            memory.scale = sib >> 6;
+        } else if sib >= 0x40 {
+            return Err(Rule::NotCanonical);
+        }
+        if mode == 0 && sib & 7 == 5 {
+            if extension.b != 0 {
+                return Err(Rule::NotCanonical);
+            }
+            memory.base = Memory::NONE;
+            wide = true;
+        } else if index == 4 && sib & 7 != 4 {
+            // ModRM alone says the same.
+            return Err(Rule::NotCanonical);
+        }
+    } else {
+        if mode == 0 && low == 5 {
+            return Err(Rule::MemoryForm);
+        }
+        if extension.x != 0 {
+            return Err(Rule::NotCanonical);
+        }
+    }
+    if wide {
+        memory.disp = dword(window, next).cast_signed();
+        next = next.wrapping_add(4);
+    } else if mode == 1 {
+        memory.disp = signed_byte(window, next);
+        next = next.wrapping_add(1);
+    }
+    Ok((memory, next))
+}
