@@ -1,8 +1,8 @@
 //! Phase 2: where functions start and end, which labels data refers to, which functions never return.
 
+use crate::elf;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolKind};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
-use object::elf;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A place in original code: section and byte offset.
@@ -36,7 +36,8 @@ pub struct Functions {
 }
 
 /// Functions of the C library that do not come back; used only when they are undefined in the objects.
-const NORETURN_NAMES: &[&str] = &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "longjmp", "__longjmp_chk"];
+const NORETURN_NAMES: &[&str] =
+    &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "longjmp", "__longjmp_chk"];
 
 /// Whether an undefined function of this name never returns.
 #[must_use]
@@ -205,7 +206,10 @@ impl Functions {
             let from = usize::try_from(range.start).unwrap_or(0).min(to);
             for insn in Decoder::with_ip(64, &section.data[from..to], range.start, DecoderOptions::NONE) {
                 let at = CodeRef { section: id, offset: insn.ip() };
-                if insn.code() == Code::Lea_r64_m && insn.is_ip_rel_memory_operand() && relocs_at(program, at, insn.len()).is_empty() {
+                if insn.code() == Code::Lea_r64_m
+                    && insn.is_ip_rel_memory_operand()
+                    && relocs_at(program, at, insn.len()).is_empty()
+                {
                     labels.entry(id).or_default().push(insn.ip_rel_memory_address());
                 }
             }
@@ -228,7 +232,14 @@ impl Functions {
             if returns.contains(&function) {
                 continue;
             }
-            let mut walk = ReturnWalk { program, functions: self, function, returns: &returns, seen: seen.entry(function).or_default(), blocked: Vec::new() };
+            let mut walk = ReturnWalk {
+                program,
+                functions: self,
+                function,
+                returns: &returns,
+                seen: seen.entry(function).or_default(),
+                blocked: Vec::new(),
+            };
             let found = walk.run(at);
             for (callee, then) in walk.blocked {
                 waiting.entry(callee).or_default().push((function, then));
@@ -298,7 +309,9 @@ impl ReturnWalk<'_> {
                     }
                 }
                 FlowControl::Call => match branch_target(self.program, at, &insn) {
-                    BranchTarget::Code(callee) if self.functions.start_at(callee).is_some() && !self.returns.contains(&callee) => {
+                    BranchTarget::Code(callee)
+                        if self.functions.start_at(callee).is_some() && !self.returns.contains(&callee) =>
+                    {
                         self.blocked.push((callee, Waiting::Continue(next)));
                     }
                     BranchTarget::Symbol(reloc) if is_noreturn_name(&self.program.symbol(reloc.symbol).name) => {}
@@ -350,7 +363,12 @@ fn ranges(program: &Program) -> HashMap<SectionId, Vec<FunctionRange>> {
             continue;
         }
         let cold = !symbol.global && symbol.name.contains(".cold");
-        all.entry(section).or_default().push(FunctionRange { start, end: start.saturating_add(symbol.size), name: symbol.name.clone(), cold });
+        all.entry(section).or_default().push(FunctionRange {
+            start,
+            end: start.saturating_add(symbol.size),
+            name: symbol.name.clone(),
+            cold,
+        });
     }
     for (section, list) in &mut all {
         // Of several names for one place keep a global-looking, sized one first; order is the symbol table's otherwise.

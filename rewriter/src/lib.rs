@@ -1,12 +1,25 @@
 //! Rewrites ordinary ELF objects into sealed images. `DESIGN.md` lists the phases with their files.
 
+pub mod body;
 pub mod diag;
 pub mod dwarf;
+pub mod dynamic;
+pub mod elf;
 pub mod emit;
+pub mod fixup;
+pub mod functions;
+pub mod layout;
+pub mod liveness;
 pub mod object;
+pub mod operand;
+pub mod pipeline;
+pub mod plan;
 pub mod program;
-
-use diag::Refusals;
+pub mod select;
+pub mod space;
+pub mod tables;
+pub mod transfer;
+pub mod values;
 
 /// What the rewriter is asked for.
 #[derive(Clone, Debug)]
@@ -80,11 +93,4 @@ pub struct Rewritten {
     pub explanations: Vec<Explanation>,
 }
 
-/// Rewrites objects and archives into one image and runs the checker on it.
-///
-/// # Errors
-/// Everything that cannot be done safely and faithfully, each with its place.
-pub fn rewrite(inputs: &[object::Input], options: &Options) -> Result<Rewritten, Refusals> {
-    let _ = (inputs, options);
-    Err(Refusals(Vec::new()))
-}
+pub use pipeline::rewrite;

@@ -1,8 +1,12 @@
 //! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
 
+mod disasm;
+mod inspect;
+mod originals;
 mod outcome;
 mod rewrite;
 mod size;
+mod view;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use outcome::{Exit, Failure, Problem, Report};
@@ -43,6 +47,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Rewrite(rewrite::Args),
+    Inspect(inspect::Args),
 }
 
 /// How results and problems are printed.
@@ -59,12 +64,14 @@ impl Command {
     fn format(&self) -> Format {
         match self {
             Command::Rewrite(args) => args.format,
+            Command::Inspect(args) => args.format,
         }
     }
 
     fn execute(&self) -> Result<Report, Failure> {
         match self {
             Command::Rewrite(args) => rewrite::execute(args),
+            Command::Inspect(args) => inspect::execute(args),
         }
     }
 }

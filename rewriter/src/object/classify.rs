@@ -34,7 +34,7 @@ pub(super) struct Traits<'a> {
 }
 
 /// DWARF sections that `crate::dwarf` reads.
-const DEBUG: [&str; 6] = [".debug_info", ".debug_abbrev", ".debug_line", ".debug_str", ".debug_line_str", ".debug_str_offsets"];
+const DEBUG: [&str; 5] = [".debug_info", ".debug_abbrev", ".debug_line", ".debug_str", ".debug_line_str"];
 
 /// Allocated sections that a handler has no use for: unwinding, notes, transactional memory, what runs at exit.
 const UNUSED: [&str; 9] =

@@ -1,0 +1,142 @@
+//! Phase 9: data sections with their relocations resolved to window offsets, slots and table indices.
+
+use crate::diag::{Diagnostic, Refusals};
+use crate::elf;
+use crate::emit::Segment;
+use crate::functions::{CodeRef, exact_target};
+use crate::plan::Env;
+use crate::program::{Reloc, SectionId, SectionKind};
+use crate::select::GotWord;
+use crate::tables::TableKind;
+
+/// The canary at offset 0x28 of the thread control block: not secret, a zero byte in front stops string functions.
+const CANARY: u64 = 0x5bd1_e995_c3a5_7700;
+
+/// Builds the read-only and the writable segment.
+///
+/// # Errors
+/// Relocations that have no meaning in a window.
+pub fn data(env: Env<'_>) -> Result<(Segment, Segment), Refusals> {
+    let space = env.space;
+    let mut rodata = Segment { start: space.rodata.0, bytes: Vec::new(), size: space.rodata.1 - space.rodata.0 };
+    let mut data = Segment { start: space.data.0, bytes: Vec::new(), size: space.data.1 - space.data.0 };
+    let mut problems = Vec::new();
+    for (&id, &at) in &space.sections {
+        let section = env.program.section(id);
+        let segment = if at < space.rodata.1 { &mut rodata } else { &mut data };
+        let from = (at - segment.start) as usize;
+        if !section.data.is_empty() {
+            put(&mut segment.bytes, from, &section.data);
+        }
+        for reloc in &section.relocs {
+            match value(env, id, at, reloc) {
+                Ok((bytes, width)) => put(&mut segment.bytes, from + reloc.offset as usize, &bytes.to_le_bytes()[..width]),
+                Err((code, message)) => problems.push(Diagnostic::new(env.program.place(id, reloc.offset), code, message)),
+            }
+        }
+    }
+    for (word, at) in &space.got {
+        let value = got(env, *word);
+        put(&mut rodata.bytes, (at - rodata.start) as usize, &value.to_le_bytes());
+    }
+    let mut fixed = |at: u32, value: u64| put(&mut data.bytes, (at - data.start) as usize, &value.to_le_bytes());
+    fixed(space.thread_pointer, space.thread_pointer.into());
+    fixed(space.thread_pointer + 0x28, CANARY);
+    fixed(space.arena_word, space.arena_top.into());
+    if problems.is_empty() {
+        Ok((rodata, data))
+    } else {
+        problems.sort();
+        Err(Refusals(problems))
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, at: usize, what: &[u8]) {
+    if bytes.len() < at + what.len() {
+        bytes.resize(at + what.len(), 0);
+    }
+    bytes[at..at + what.len()].copy_from_slice(what);
+}
+
+/// The window offset, slot value or number that `symbol + addend` stands for in data of no particular body.
+fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, (&'static str, String)> {
+    DataValues { env }.value(reloc)
+}
+
+fn got(env: Env<'_>, word: GotWord) -> i64 {
+    let (id, thread) = match word {
+        GotWord::Address(id) => (id, false),
+        GotWord::ThreadOffset(id) => (id, true),
+    };
+    let reloc = Reloc { offset: 0, kind: elf::R_X86_64_64, symbol: id, addend: 0 };
+    let value = symbol(env, &reloc).unwrap_or(0);
+    if thread { value - i64::from(env.space.thread_pointer) } else { value }
+}
+
+/// Bytes of the field (low ones first) and its width.
+fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Result<(i64, usize), (&'static str, String)> {
+    let place = i64::from(at) + reloc.offset.cast_signed();
+    if let Some(found) = table_entry(env, id, reloc) {
+        return found;
+    }
+    let fits = |value: i64, width: usize| {
+        let range = if width == 4 { i32::try_from(value).is_ok() || u32::try_from(value).is_ok() } else { true };
+        if range { Ok((value, width)) } else { Err(("address-range", format!("{value:#x} does not fit 4 bytes"))) }
+    };
+    let code = exact_target(env.program, reloc).is_some_and(|(s, _)| env.program.section(s).kind == SectionKind::Text);
+    match reloc.kind {
+        elf::R_X86_64_64 => Ok((symbol(env, reloc)?, 8)),
+        elf::R_X86_64_32 | elf::R_X86_64_32S => fits(symbol(env, reloc)?, 4),
+        // A relative table of code that is not reached (else `table_entry` knew it): nobody reads it.
+        elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 if code => Ok((0, 4)),
+        elf::R_X86_64_PC32 => fits(symbol(env, reloc)? - place, 4),
+        elf::R_X86_64_PC64 => Ok((symbol(env, reloc)? - place, 8)),
+        elf::R_X86_64_TPOFF64 => Ok((symbol(env, reloc)? - i64::from(env.space.thread_pointer), 8)),
+        elf::R_X86_64_DTPOFF64 => Ok((symbol(env, reloc)? - i64::from(env.space.tls_start), 8)),
+        elf::R_X86_64_SIZE64 => Ok((env.program.symbol(reloc.symbol).size.cast_signed().wrapping_add(reloc.addend), 8)),
+        kind => Err(("unsupported-relocation", format!("relocation type {kind} in data"))),
+    }
+}
+
+/// The value of a jump table's entry.
+fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Result<(i64, usize), (&'static str, String)>> {
+    let (body, table) = *env.space.table_places.get(&(id, reloc.offset))?;
+    let found = &env.chosen.bodies[body as usize].tables[table as usize];
+    let (_, to) = found.entries.get(found.entries.binary_search_by_key(&reloc.offset, |(at, _)| *at).ok()?)?;
+    let group = env.space.group_of_table(body as usize, table)?;
+    let index = i64::from(group.value(*to)?);
+    Some(Ok(match found.kind {
+        TableKind::Absolute => (index, if reloc.kind == elf::R_X86_64_64 { 8 } else { 4 }),
+        TableKind::Relative => {
+            let start = i64::from(*env.space.sections.get(&found.section)?) + found.offset.cast_signed();
+            (index - start, 4)
+        }
+    }))
+}
+
+struct DataValues<'a> {
+    env: Env<'a>,
+}
+
+impl DataValues<'_> {
+    fn value(&self, reloc: &Reloc) -> Result<i64, (&'static str, String)> {
+        use crate::program::Definition;
+        let env = self.env;
+        let symbol = env.program.symbol(reloc.symbol);
+        match symbol.definition {
+            Definition::Section(section, offset) if env.program.section(section).kind == SectionKind::Text => {
+                Ok(self.code(CodeRef { section, offset: offset.wrapping_add_signed(reloc.addend) }))
+            }
+            _ => crate::plan::memory::data_value(env, reloc),
+        }
+    }
+
+    /// A function's slot, or the index of a label in the computed gotos of the function around it; 0 (the trap) for code that is not reached.
+    fn code(&self, at: CodeRef) -> i64 {
+        if let Some(slot) = self.env.space.function_slots.get(&at) {
+            return i64::from(*slot) * 8;
+        }
+        let owner = (0..self.env.chosen.bodies.len()).find_map(|i| self.env.space.label_value(i, at));
+        owner.map_or(0, i64::from)
+    }
+}

@@ -1,0 +1,308 @@
+//! The phases in order, and the last one: the checker's verdict on what came out.
+
+use crate::body::Body;
+use crate::diag::{Diagnostic, Place, Refusals};
+use crate::emit::{self, Image, ImageSymbol, MapEntry};
+use crate::functions::{CodeRef, Functions};
+use crate::layout::Text;
+use crate::object::{self, Input, MergeOptions};
+use crate::plan::{self, Env, Plan};
+use crate::program::{Definition, Program, SectionKind, SymbolKind};
+use crate::select::{self, GATES, TRAPS};
+use crate::space::{self, MAX_DEPTH};
+use crate::{Explanation, Options, Rewritten, Stats, fixup, layout, liveness};
+use cordon_checker::layout::{self as window, Slot, SubTable};
+use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
+use cordon_checker::{Policy, check};
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// Rewrites objects and archives into one image and runs the checker on it.
+///
+/// # Errors
+/// Everything that cannot be done safely and faithfully, each with its place.
+pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusals> {
+    let known = GATES.iter().chain(TRAPS).map(|n| (*n).to_owned()).chain(options.imports.iter().cloned()).collect();
+    let merge = MergeOptions { entries: options.entries.clone(), whole_archive: options.whole_archive, known_undefined: known };
+    let program = object::read(inputs, &merge)?;
+    let functions = Functions::find(&program);
+    let entries = entries(&program, options)?;
+    let chosen = select::select(&program, &functions, entries, &options.imports)?;
+    let space = space::lay_out(&program, &chosen, options)?;
+    let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
+    let env = Env { program: &program, chosen: &chosen, space: &space, bodies: &bodies };
+    let plans = plans(env)?;
+    let text = text(env, &plans)?;
+    let (rodata, data) = fixup::data(env)?;
+    let mut image = Image { rodata, data, ..Image::default() };
+    image.note = note(env, &plans, &text);
+    image.symbols = symbols(env, &text);
+    image.map = map(env, &text);
+    image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
+    image.text.clone_from(&text.bytes);
+    let features = self_check(env, &image, &text)?;
+    image.note.features = features;
+    image.debug = crate::dwarf::lines(&program, &image.map, &image.symbols);
+    let explanations = explanations(env, &plans, &text);
+    let stats = stats(env, &text);
+    let file = emit::write(&image).map_err(|e| internal(format!("cannot write the image: {e}")))?;
+    Ok(Rewritten { image: file, parts: image, stats, explanations })
+}
+
+fn internal(message: impl Into<String>) -> Refusals {
+    Refusals(vec![Diagnostic::new(Place { object: "image".into(), ..Place::default() }, "internal", message)])
+}
+
+/// The functions that the host may call.
+fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)>, Refusals> {
+    let text = |definition| match definition {
+        Definition::Section(section, offset) if program.section(section).kind == SectionKind::Text => {
+            Some(CodeRef { section, offset })
+        }
+        _ => None,
+    };
+    let mut found = Vec::new();
+    let mut problems = Vec::new();
+    if options.entries.is_empty() {
+        for (name, id) in &program.globals {
+            let symbol = program.symbol(*id);
+            let explicit = program.objects[symbol.object.0 as usize].explicit || options.whole_archive;
+            let code = symbol.kind == SymbolKind::Function || symbol.kind == SymbolKind::Other;
+            if let (true, true, Some(at)) = (explicit, code, text(symbol.definition)) {
+                found.push((name.clone(), at));
+            }
+        }
+    }
+    for name in &options.entries {
+        match program.globals.get(name).and_then(|id| text(program.symbol(*id).definition)) {
+            Some(at) => found.push((name.clone(), at)),
+            None => problems.push(Diagnostic::new(
+                Place { object: "command line".into(), symbol: Some(name.clone()), ..Place::default() },
+                "unknown-entry",
+                format!("no global function `{name}` is defined"),
+            )),
+        }
+    }
+    if found.is_empty() && problems.is_empty() {
+        let place =
+            Place { object: program.objects.first().map_or_else(|| "input".into(), |o| o.name.clone()), ..Place::default() };
+        problems.push(Diagnostic::new(place, "no-entry", "no global function is defined"));
+    }
+    if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
+}
+
+fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
+    let clobbers = liveness::clobbers(&env.chosen.bodies);
+    let results: Vec<_> = (0..env.chosen.bodies.len())
+        .into_par_iter()
+        .map(|i| plan::plan(env, i, &liveness::solve(&env.chosen.bodies[i], clobbers[i])))
+        .collect();
+    let mut plans = Vec::with_capacity(results.len());
+    let mut problems = Vec::new();
+    for result in results {
+        match result {
+            Ok(plan) => plans.push(plan),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() {
+        return Ok(plans);
+    }
+    problems.sort();
+    problems.dedup();
+    Err(Refusals(problems))
+}
+
+/// The bodies' code, and behind it the function that runs the constructors.
+fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
+    let entries: Vec<(CodeRef, u32)> = env.chosen.bodies.iter().map(|b| (b.entry, entry_node(b))).collect();
+    let missing = |at: CodeRef| {
+        let place = env.program.place(at.section, at.offset);
+        Refusals(vec![Diagnostic::new(place, "internal", "a function that is called was not laid out")])
+    };
+    let mut text = layout::lay_out(plans, &entries).map_err(missing)?;
+    if !env.chosen.constructors.is_empty() {
+        layout::pad(&mut text.bytes, 16);
+        text.init = Some(layout::NewOff(text.bytes.len() as u32));
+        // rsp is 8 modulo 16 at entry, so the calls are made with the psABI's alignment.
+        text.bytes.extend([0x48, 0x83, 0xec, 0x08]);
+        for at in &env.chosen.constructors {
+            let body = *env.bodies.get(at).ok_or_else(|| missing(*at))?;
+            let target = text.nodes[body][entries[body].1 as usize].0 as i64;
+            let next = text.bytes.len() as i64 + 5;
+            text.bytes.push(0xe8);
+            text.bytes.extend(((target - next) as i32).to_le_bytes());
+        }
+        text.bytes.extend([0x48, 0x83, 0xc4, 0x08, 0xc3]);
+    }
+    Ok(text)
+}
+
+fn entry_node(body: &Body) -> u32 {
+    body.node(crate::body::Key { context: crate::body::Context::default(), at: body.entry })
+}
+
+fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
+    let space = env.space;
+    let start = |at: &CodeRef| {
+        let body = env.bodies[at];
+        text.nodes[body][entry_node(&env.chosen.bodies[body]) as usize].0
+    };
+    let mut slots = vec![Slot::Trap; 1 + space.import_slots.len() + space.function_slots.len()];
+    for (index, slot) in space.import_slots.values().enumerate() {
+        slots[*slot as usize] = Slot::Import(index as u32);
+    }
+    for (at, slot) in &space.function_slots {
+        slots[*slot as usize] = Slot::Text(start(at));
+    }
+    let mut entries: Vec<(u32, String)> = env.chosen.entries.iter().map(|(name, at)| (start(at), name.clone())).collect();
+    entries.extend(text.init.map(|at| (at.0, INIT_ENTRY.to_owned())));
+    NoteSpec {
+        stack_shift: window::USER_STACK_SHIFT,
+        stack_low: window::USER_STACK_LOW,
+        table: window::USER_TABLE,
+        table_end: space.table_end.cast_signed(),
+        main_bits: space.main_bits,
+        max_depth: MAX_DEPTH,
+        regions: space.regions.clone(),
+        slots,
+        sub_tables: sub_tables(env, plans, text),
+        entries,
+        imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
+        ..NoteSpec::default()
+    }
+}
+
+/// Every group of tables, once for each copy of the code that jumps through it.
+fn sub_tables(env: Env<'_>, plans: &[Plan], text: &Text) -> Vec<(SubTable, Vec<Slot>)> {
+    let mut made = Vec::new();
+    for (index, groups) in env.space.groups.iter().enumerate() {
+        let body = &env.chosen.bodies[index];
+        for group in groups {
+            for (context, base) in &group.bases {
+                let mut slots = Vec::new();
+                let (mut depth, mut set) = (0, u64::MAX);
+                for at in &group.targets {
+                    let node = body.index.get(&crate::body::Key { context: *context, at: *at });
+                    slots.push(node.map_or(Slot::Trap, |n| {
+                        depth = body.nodes[*n as usize].state.depth.cast_unsigned();
+                        set &= plans[index].pushed[*n as usize];
+                        Slot::Text(text.nodes[index][*n as usize].0)
+                    }));
+                }
+                let set = if set == u64::MAX { 0 } else { set };
+                made.push((SubTable { base: *base, bits: group.bits, depth, set, first: 0, count: 0 }, slots));
+            }
+        }
+    }
+    made.sort_by_key(|(table, _)| table.base);
+    made
+}
+
+fn symbols(env: Env<'_>, text: &Text) -> Vec<ImageSymbol> {
+    let mut made = Vec::new();
+    for (index, body) in env.chosen.bodies.iter().enumerate() {
+        let (start, end) = text.bodies[index];
+        let global = env.program.globals.get(&body.name).is_some_and(|id| env.program.symbol(*id).global);
+        let size = u64::from(end.0 - start.0);
+        made.push(ImageSymbol { name: body.name.clone(), value: start.0.into(), size, function: true, global });
+    }
+    if let Some(init) = text.init {
+        let size = text.bytes.len() as u64 - u64::from(init.0);
+        made.push(ImageSymbol { name: INIT_ENTRY.into(), value: init.0.into(), size, function: true, global: false });
+    }
+    for symbol in &env.program.symbols {
+        if let (SymbolKind::Object, Definition::Section(section, offset)) = (symbol.kind, symbol.definition)
+            && let Some(start) = env.space.sections.get(&section)
+        {
+            let value = u64::from(*start) + offset;
+            made.push(ImageSymbol {
+                name: symbol.name.clone(),
+                value,
+                size: symbol.size,
+                function: false,
+                global: symbol.global,
+            });
+        }
+    }
+    made
+}
+
+fn map(env: Env<'_>, text: &Text) -> Vec<MapEntry> {
+    let mut made = Vec::new();
+    for (body, starts) in env.chosen.bodies.iter().zip(&text.nodes) {
+        for (node, new) in body.nodes.iter().zip(starts) {
+            let section = env.program.section(node.key.at.section);
+            made.push(MapEntry {
+                new: new.0,
+                object: section.object.0,
+                section: section.index as u32,
+                old: node.key.at.offset as u32,
+            });
+        }
+    }
+    // Instructions that left nothing behind share their place with the next one, which is kept.
+    made.sort_by_key(|m| m.new);
+    let mut kept: Vec<MapEntry> = Vec::with_capacity(made.len());
+    for entry in made {
+        match kept.last_mut() {
+            Some(last) if last.new == entry.new => *last = entry,
+            _ => kept.push(entry),
+        }
+    }
+    kept
+}
+
+fn explanations(env: Env<'_>, plans: &[Plan], text: &Text) -> Vec<Explanation> {
+    let mut made = Vec::new();
+    for (index, body) in env.chosen.bodies.iter().enumerate() {
+        let starts = &text.nodes[index];
+        for (i, node) in body.nodes.iter().enumerate() {
+            let end = starts.get(i + 1).map_or(text.bodies[index].1.0, |n| n.0);
+            let section = env.program.section(node.key.at.section);
+            made.push(Explanation {
+                object: section.object.0,
+                section: section.index as u32,
+                old: node.key.at.offset as u32,
+                old_length: node.insn.len() as u8,
+                new: starts[i].0,
+                new_length: end - starts[i].0,
+                depth: node.state.depth.cast_unsigned(),
+                change: plans[index].changes[i],
+            });
+        }
+    }
+    made
+}
+
+fn stats(env: Env<'_>, text: &Text) -> Stats {
+    let nodes = || env.chosen.bodies.iter().flat_map(|b| &b.nodes).filter(|n| n.key.context == crate::body::Context::default());
+    Stats {
+        functions: env.chosen.bodies.len(),
+        instructions: nodes().count(),
+        text_in: nodes().map(|n| n.insn.len()).sum(),
+        text_out: text.bytes.len(),
+        slots: 1 + env.space.import_slots.len() + env.space.function_slots.len(),
+        tables: env.space.groups.iter().flatten().map(|g| g.bases.len()).sum(),
+    }
+}
+
+/// Runs the checker; what it refuses is a bug of the rewriter, reported at the instruction it came from. Gives the features in use.
+fn self_check(env: Env<'_>, image: &Image, text: &Text) -> Result<u64, Refusals> {
+    let bytes = image.note.to_bytes();
+    let note = Note::parse(&bytes).map_err(|e| internal(format!("the note cannot be read back: {e:?}")))?;
+    note.layout.validate(&Policy::USER).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
+    let mut scratch = vec![0; text.bytes.len()];
+    check(&text.bytes, &Policy::USER, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
+        let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
+        let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);
+        let place = at.map_or_else(Place::default, |m| {
+            let section = (0..env.program.sections.len() as u32).map(crate::program::SectionId).find(|id| {
+                let s = env.program.section(*id);
+                s.object.0 == m.object && s.index == m.section as usize
+            });
+            section.map_or_else(Place::default, |id| env.program.place(id, m.old.into()))
+        });
+        Refusals(vec![Diagnostic::new(place, "internal", message)])
+    })
+}

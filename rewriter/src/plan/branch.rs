@@ -1,0 +1,343 @@
+//! Control transfers: direct ones keep their form, indirect ones go through the tables (DESIGN §5).
+
+use super::{Borrow, Piece, Planned, Planner, Target, UD2, encode, ok};
+use crate::body::{Body, Flow, Key, Node, Outside};
+use crate::diag::Diagnostic;
+use crate::functions::is_noreturn_name;
+use crate::program::Reloc;
+use crate::select::{TLS_RESOLVER, TRAPS};
+use cordon_checker::layout;
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+
+/// Where control arrives in layout order.
+#[derive(Debug)]
+pub struct Arrivals {
+    /// A transfer from an earlier place of the layout, or a table, records the state here.
+    recorded: Vec<bool>,
+    /// The node in front ends the flow.
+    after_end: Vec<bool>,
+    /// Something jumps here.
+    jumped: Vec<bool>,
+}
+
+impl Arrivals {
+    /// Whether the checker would take node `id` for a function entry.
+    #[must_use]
+    pub fn needs_hint(&self, id: u32) -> bool {
+        self.after_end[id as usize] && !self.recorded[id as usize]
+    }
+
+    /// Whether alignment of node `id` in the original is worth keeping: it is a jump target.
+    #[must_use]
+    pub fn wants_alignment(&self, id: u32) -> bool {
+        self.jumped[id as usize]
+    }
+}
+
+/// Finds the nodes that only backward branches reach.
+#[must_use]
+pub fn forward_arrivals(body: &Body) -> Arrivals {
+    let n = body.nodes.len();
+    let mut a = Arrivals { recorded: vec![false; n], after_end: vec![false; n], jumped: vec![false; n] };
+    for (id, node) in body.nodes.iter().enumerate() {
+        let falls = falls_to(node).map(|k| body.node(k));
+        let table = matches!(node.flow, Flow::Switch(_));
+        for to in body.successors(node) {
+            let direct_next = falls == Some(to) && to as usize == id + 1;
+            if !direct_next {
+                a.jumped[to as usize] |= !table;
+                a.recorded[to as usize] |= table || to as usize > id;
+            }
+        }
+        if id + 1 < n {
+            a.after_end[id + 1] = falls != Some(id as u32 + 1);
+        }
+    }
+    a
+}
+
+/// The node that is reached without a jump if it is laid out next.
+fn falls_to(node: &Node) -> Option<Key> {
+    match &node.flow {
+        Flow::Next(k) | Flow::Branch(_, k) | Flow::BranchOut(_, k) | Flow::Call(_, Some(k)) | Flow::CallIndirect(k) => Some(*k),
+        Flow::Align(copies) if copies.len() == 1 => Some(copies[0]),
+        _ => None,
+    }
+}
+
+/// Low nibble of the opcode of a conditional branch.
+fn condition(insn: &Instruction) -> u8 {
+    insn.condition_code() as u8 - 1
+}
+
+/// The first jump table that would be needed but does not exist names a rewriter bug, never an input's.
+fn internal(what: &str) -> super::Refusal {
+    ("internal", what.to_owned())
+}
+
+impl Planner<'_> {
+    /// Continues at `to`: nothing if it comes next, else a jump.
+    pub(crate) fn fall_through(&mut self, id: u32, to: Key) {
+        let to = self.body.node(to);
+        if to != id + 1 {
+            self.piece(Piece::Jump(None, Target::Node(to)));
+        }
+    }
+
+    pub(crate) fn branch(&mut self, id: u32, node: &Node) -> Planned<()> {
+        match node.flow.clone() {
+            Flow::Next(_) => Err(internal("not a branch")),
+            Flow::Jump(to) => {
+                self.fall_through(id, to);
+                Ok(())
+            }
+            Flow::Branch(to, next) => self.conditional(id, node, Ok(to), next),
+            Flow::BranchOut(out, next) => self.conditional(id, node, Err(out), next),
+            Flow::TailCall(out) => self.tail_call(out),
+            Flow::Call(out, next) => self.call(id, out, next),
+            Flow::CallIndirect(next) => {
+                self.indirect(id, node, Use::Call)?;
+                self.fall_through(id, next);
+                Ok(())
+            }
+            Flow::TailIndirect => self.indirect(id, node, Use::Tail),
+            Flow::Switch(through) => self.indirect(id, node, Use::Switch(through)),
+            Flow::Align(copies) => {
+                self.align(id, node, &copies)?;
+                if let [only] = copies[..] {
+                    self.fall_through(id, only);
+                }
+                Ok(())
+            }
+            Flow::Return => {
+                self.bytes(vec![0xc3]);
+                Ok(())
+            }
+            Flow::Trap => {
+                if node.insn.mnemonic() != Mnemonic::Ud2 {
+                    self.note("trap: ud2");
+                }
+                self.bytes(UD2.to_vec());
+                Ok(())
+            }
+        }
+    }
+
+    fn conditional(&mut self, id: u32, node: &Node, to: Result<Key, Outside>, next: Key) -> Planned<()> {
+        let insn = &node.insn;
+        let cc = match insn.mnemonic() {
+            Mnemonic::Jrcxz | Mnemonic::Jecxz => {
+                if self.live.after[id as usize].flags != 0 {
+                    return Err(("unsupported-instruction", format!("`{insn}` with live flags")));
+                }
+                self.note("jrcxz: test and branch");
+                let wide = insn.mnemonic() == Mnemonic::Jrcxz;
+                let (code, register) =
+                    if wide { (Code::Test_rm64_r64, Register::RCX) } else { (Code::Test_rm32_r32, Register::ECX) };
+                let test = ok(Instruction::with2(code, register, register).and_then(|i| encode::encode(&i)))?;
+                self.bytes(test);
+                4
+            }
+            Mnemonic::Loop => {
+                if self.live.after[id as usize].flags != 0 {
+                    return Err(("unsupported-instruction", format!("`{insn}` with live flags")));
+                }
+                self.note("loop: decrement and branch");
+                let dec = ok(Instruction::with1(Code::Dec_rm64, Register::RCX).and_then(|i| encode::encode(&i)))?;
+                self.bytes(dec);
+                5
+            }
+            _ if insn.is_jcc_short_or_near() => condition(insn),
+            _ => return Err(("unsupported-instruction", format!("`{insn}` has no accepted form"))),
+        };
+        match to {
+            Ok(to) => self.piece(Piece::Jump(Some(cc), Target::Node(self.body.node(to)))),
+            Err(Outside::Function(at)) => self.piece(Piece::JumpOut(Some(cc), at)),
+            Err(Outside::Symbol(reloc)) => {
+                // Taken around an import jump.
+                let over = self.label();
+                self.piece(Piece::Jump(Some(cc ^ 1), Target::Label(over)));
+                self.import(&reloc, true)?;
+                self.piece(Piece::Label(over));
+            }
+        }
+        self.fall_through(id, next);
+        Ok(())
+    }
+
+    fn tail_call(&mut self, out: Outside) -> Planned<()> {
+        match out {
+            Outside::Function(at) => {
+                self.piece(Piece::JumpOut(None, at));
+                Ok(())
+            }
+            Outside::Symbol(reloc) => self.import(&reloc, true),
+        }
+    }
+
+    fn call(&mut self, id: u32, out: Outside, next: Option<Key>) -> Planned<()> {
+        if self.body.dynamic_arguments > 0 && self.body.nodes[id as usize].state.dynamic {
+            self.copy_arguments(id)?;
+        }
+        match out {
+            Outside::Function(at) => self.piece(Piece::Call(at)),
+            Outside::Symbol(reloc) => {
+                if self.name_of(&reloc) == TLS_RESOLVER {
+                    self.note("thread-local address: already computed");
+                    let bytes = ok(
+                        Instruction::with2(Code::Mov_rm64_r64, Register::RAX, Register::RDI).and_then(|i| encode::encode(&i))
+                    )?;
+                    self.bytes(bytes);
+                } else {
+                    self.import(&reloc, false)?;
+                }
+            }
+        }
+        match next {
+            Some(next) => self.fall_through(id, next),
+            None => self.bytes(UD2.to_vec()),
+        }
+        Ok(())
+    }
+
+    fn name_of(&self, reloc: &Reloc) -> &str {
+        &self.env.program.symbol(reloc.symbol).name
+    }
+
+    /// `call|jmp *%gs:T+8i`, or a trap where there is nothing to call.
+    fn import(&mut self, reloc: &Reloc, jump: bool) -> Planned<()> {
+        let name = self.name_of(reloc).to_owned();
+        let slot = self.env.space.import_slots.get(crate::select::import_name(&name)).copied();
+        match slot {
+            Some(slot) => {
+                self.note("call of a host function: through its table slot");
+                self.import_slot(slot, jump);
+            }
+            None => {
+                self.note("call of an absent function: trap");
+                debug_assert!(TRAPS.contains(&name.as_str()) || !is_noreturn_name(&name) || slot.is_none());
+                self.bytes(UD2.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    /// The import unit for a slot number.
+    pub(crate) fn import_slot(&mut self, slot: u32, jump: bool) {
+        let at = layout::USER_TABLE.cast_unsigned() + 8 * slot;
+        let mut bytes = vec![0x65, 0xff, if jump { 0x24 } else { 0x14 }, 0x25];
+        bytes.extend(at.to_le_bytes());
+        self.bytes(bytes);
+    }
+
+    /// An indirect call or jump: the masked table unit.
+    fn indirect(&mut self, id: u32, node: &Node, how: Use) -> Planned<()> {
+        let insn = &node.insn;
+        if self.live.after[id as usize].flags != 0 {
+            return Err(("unsupported-instruction", format!("`{insn}` with live flags")));
+        }
+        let register = match insn.op0_kind() {
+            OpKind::Register => insn.op0_register(),
+            OpKind::Memory => self.load_target(id, node, how)?,
+            _ => return Err(("privileged-instruction", format!("`{insn}` is not for handlers"))),
+        };
+        if register.full_register() == Register::RSP || !register.is_gpr64() {
+            return Err(("unsupported-instruction", format!("`{insn}` has no accepted form")));
+        }
+        if how == Use::Call && self.body.dynamic_arguments > 0 && node.state.dynamic {
+            self.copy_arguments(id)?;
+        }
+        self.note(match how {
+            Use::Switch(_) => "jump through its own table of checked labels",
+            _ => "through the table of checked functions",
+        });
+        let (bits, base) = match how {
+            Use::Switch(through) => {
+                let groups = &self.env.space.groups[self.index];
+                let fits = |g: &&crate::space::Group| match through {
+                    Some(set) => g.tables & set == set && set != 0,
+                    None => g.labels,
+                };
+                let group = groups.iter().find(fits).ok_or_else(|| internal("a switch without a table"))?;
+                (group.bits, *group.bases.get(&node.key.context).ok_or_else(|| internal("a switch without a table base"))?)
+            }
+            _ => (self.env.space.main_bits, layout::USER_TABLE),
+        };
+        self.bytes(table_unit(register, bits, base, how == Use::Call));
+        Ok(())
+    }
+
+    /// Loads the target of `call|jmp *mem` into a register that the transfer is free to change.
+    fn load_target(&mut self, id: u32, node: &Node, how: Use) -> Planned<Register> {
+        let to = match how {
+            Use::Switch(_) => {
+                let live = self.live.after[id as usize];
+                let own = node.insn.memory_index();
+                let pick =
+                    [own, Register::R11, Register::RAX, Register::RCX, Register::RDX, Register::RSI, Register::RDI, Register::R8];
+                let more =
+                    [Register::R9, Register::R10, Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14];
+                pick.into_iter()
+                    .chain(more)
+                    .find(|r| r.is_gpr64() && !live.has(*r))
+                    .ok_or_else(|| ("unsupported-instruction", format!("`{}`: no register is free", node.insn)))?
+            }
+            _ => Register::R11,
+        };
+        let insn = &node.insn;
+        let mut load = ok(Instruction::with2(Code::Mov_r32_rm32, encode::narrow(to), encode::window(Register::None, 0)))?;
+        load.set_memory_base(insn.memory_base());
+        load.set_memory_index(insn.memory_index());
+        load.set_memory_index_scale(insn.memory_index_scale());
+        load.set_segment_prefix(insn.segment_prefix());
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut load, &mut borrow)?;
+        for (_, fill) in &borrow.0 {
+            self.bytes(fill.clone());
+        }
+        let bytes = ok(encode::encode(&load))?;
+        self.bytes(bytes);
+        Ok(to)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Call,
+    Tail,
+    Switch(Option<u64>),
+}
+
+/// `and $MASK,%r32; call|jmp *%gs:base(%r64)` (contract of the checker: one instruction).
+fn table_unit(register: Register, bits: u32, base: i32, call: bool) -> Vec<u8> {
+    let number = register.number() as u8;
+    let (low, high) = (number & 7, number >> 3);
+    let mask = 8 * ((1u32 << bits) - 1);
+    let mut bytes = Vec::with_capacity(16);
+    if high == 1 {
+        bytes.push(0x41);
+    }
+    if mask <= 127 {
+        bytes.extend([0x83, 0xe0 | low, mask as u8]);
+    } else {
+        bytes.extend([0x81, 0xe0 | low]);
+        bytes.extend(mask.to_le_bytes());
+    }
+    bytes.push(0x65);
+    if high == 1 {
+        bytes.push(0x41);
+    }
+    let operation = if call { 2 } else { 4 };
+    bytes.extend([0xff, 0x80 | operation << 3 | low]);
+    if low == 4 {
+        bytes.push(0x24);
+    }
+    bytes.extend(base.to_le_bytes());
+    bytes
+}
+
+/// A diagnostic without a place in the input.
+#[must_use]
+pub fn unplaced(code: &'static str, message: String) -> Diagnostic {
+    Diagnostic::new(crate::diag::Place { object: "image".into(), ..Default::default() }, code, message)
+}

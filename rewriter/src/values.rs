@@ -1,0 +1,136 @@
+//! What registers and frame slots hold at an instruction, as far as stack depth, tables and saved registers need it.
+
+use crate::program::SectionId;
+use iced_x86::Register;
+use std::collections::BTreeMap;
+
+/// An abstract 64-bit value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Value {
+    /// Anything.
+    #[default]
+    Unknown,
+    /// The register still holds what it held at function entry.
+    Entry,
+    /// The data-stack address `rsp at entry + c`.
+    Stack(i32),
+    /// The stack pointer minus something unknown, computed by the node of this number: memory about to be allocated.
+    Below(u32),
+    /// The address of a place in a data section.
+    Address(SectionId, i64),
+    /// A code address out of one of the body's absolute tables (bit set of table numbers).
+    Code(u64),
+    /// A 32-bit entry out of one of the body's relative tables, before the table's address is added.
+    Relative(u64),
+}
+
+impl Value {
+    /// What is known when control arrives with either value.
+    #[must_use]
+    pub fn join(self, other: Value) -> Value {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Value::Code(a), Value::Code(b)) => Value::Code(a | b),
+            (Value::Relative(a), Value::Relative(b)) => Value::Relative(a | b),
+            _ => Value::Unknown,
+        }
+    }
+}
+
+/// Marks a frame slot that some path allocated without a push.
+pub const NOT_PUSHED: u32 = u32::MAX;
+
+/// What one 8-byte slot of the frame holds.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Slot {
+    /// The pushes (node numbers) that may have written it last, ascending; [`NOT_PUSHED`] among them if none on some path.
+    pub pushes: Vec<u32>,
+    pub value: Value,
+}
+
+/// The abstract state before an instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Bytes of native stack below the return address: rsp at entry − rsp, static at every instruction.
+    pub depth: i32,
+    /// After `alloca`: rsp stands for the arena word, the native stack stays at `depth`.
+    pub dynamic: bool,
+    pub registers: [Value; 16],
+    /// By offset from rsp at entry (−8 is the first slot below the return address).
+    pub frame: BTreeMap<i32, Slot>,
+}
+
+impl State {
+    /// The state at a function's entry.
+    #[must_use]
+    pub fn entry() -> State {
+        let mut registers = [Value::Entry; 16];
+        registers[Register::RSP.number()] = Value::Unknown;
+        State { depth: 0, dynamic: false, registers, frame: BTreeMap::new() }
+    }
+
+    /// The value of a full 64-bit register (rsp included); `Unknown` for anything else.
+    #[must_use]
+    pub fn register(&self, register: Register) -> Value {
+        if register == Register::RSP {
+            return if self.dynamic { Value::Unknown } else { Value::Stack(-self.depth) };
+        }
+        if register.is_gpr64() { self.registers[register.number()] } else { Value::Unknown }
+    }
+
+    /// Records that `register` (any width) was written; a 64-bit one with `value`.
+    pub fn set(&mut self, register: Register, value: Value) {
+        if register.is_gpr() && register.full_register() != Register::RSP {
+            let full = register.full_register();
+            self.registers[full.number()] = if register.is_gpr64() { value } else { Value::Unknown };
+        }
+    }
+
+    /// Moves rsp to `depth`; slots that are no longer allocated are forgotten.
+    pub fn set_depth(&mut self, depth: i32) {
+        self.depth = depth;
+        self.frame = self.frame.split_off(&-depth);
+    }
+
+    /// Merges `other` into `self`. `Err` if the depths differ, else whether anything changed.
+    ///
+    /// # Errors
+    /// The two depths.
+    pub fn join(&mut self, other: &State) -> Result<bool, (i32, i32)> {
+        if self.depth != other.depth || self.dynamic != other.dynamic {
+            return Err((self.depth, other.depth));
+        }
+        let mut changed = false;
+        for (mine, theirs) in self.registers.iter_mut().zip(&other.registers) {
+            let joined = mine.join(*theirs);
+            changed |= joined != *mine;
+            *mine = joined;
+        }
+        let offsets: Vec<i32> = self.frame.keys().chain(other.frame.keys()).copied().collect();
+        for offset in offsets {
+            let absent = Slot { pushes: vec![NOT_PUSHED], value: Value::Unknown };
+            let theirs = other.frame.get(&offset).unwrap_or(&absent);
+            let mine = self.frame.entry(offset).or_insert_with(|| {
+                changed = true;
+                absent.clone()
+            });
+            let value = mine.value.join(theirs.value);
+            changed |= value != mine.value;
+            mine.value = value;
+            for push in &theirs.pushes {
+                if let Err(at) = mine.pushes.binary_search(push) {
+                    mine.pushes.insert(at, *push);
+                    changed = true;
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// A store of `size` bytes at frame offset `at` forgets what the slots under it held.
+    pub fn overwrite(&mut self, at: i32, size: i32) {
+        for (_, slot) in self.frame.range_mut(at - 7..at + size) {
+            slot.value = Value::Unknown;
+        }
+    }
+}
