@@ -197,6 +197,10 @@ fn constructors_come_last_in_run_order() {
         ctor early, .init_array.00101
         ctor old_early, .ctors.65434
         ctor first, .preinit_array
+        .section .init, \"ax\"
+        call from_init
+        .text
+        from_init: ret
         .section .ctors, \"aw\"
         .quad last_of_ctors
         .quad first_of_ctors
@@ -226,8 +230,17 @@ fn constructors_come_last_in_run_order() {
         .flat_map(|s| (0..s.size / 8).map(move |i| (s, i * 8)))
         .map(|(s, at)| target(s, at))
         .collect();
-    assert_eq!(order, ["first", "early", "old_early", "late", "plain", "first_of_ctors", "last_of_ctors"]);
+    assert_eq!(order, ["first", "from_init", "early", "old_early", "late", "plain", "first_of_ctors", "last_of_ctors"]);
     assert!(program.sections.iter().all(|s| s.name != ".fini_array"));
+}
+
+#[test]
+fn refuses_init_code_that_is_no_call() {
+    let init = |code: &str| assembly(&format!(".section .init,\"ax\"\n{code}\n"));
+    assert_eq!(refused_code(init("sub $8, %rsp\ncall f")), "init-section");
+    assert_eq!(refused_code(init("call f\nret")), "init-section");
+    assert_eq!(refused_code(init("jmp f\n")), "init-section");
+    assert_eq!(merged(&[("a.o", init("call f"))]).sections.last().map(|s| s.size), Some(8));
 }
 
 #[test]

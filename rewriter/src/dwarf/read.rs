@@ -21,11 +21,15 @@ const MAX_ATTRIBUTES: usize = 64;
 /// The lines of all objects.
 pub(super) fn lines(program: &Program, files: &mut Files, warnings: &mut Vec<String>) -> Lines {
     let mut lines = Lines::default();
+    let mut room = vec![0; program.objects.len()];
+    for section in program.sections.iter().filter(|s| s.kind == SectionKind::Text) {
+        // Twice what compilers need: a row for each byte at most, and one for the end of each sequence.
+        room[section.object.0 as usize] += 2 * section.data.len() + 2;
+    }
     for (number, object) in program.objects.iter().enumerate() {
         let sections = Sections::new(program, object);
-        let code = program.sections.iter().filter(|s| s.object.0 as usize == number && s.kind == SectionKind::Text);
-        let room = code.map(|s| s.data.len() + 2).sum();
-        let mut reader = ObjectReader { program, object: number, sections: &sections, lines: &mut lines, files, room };
+        let mut reader =
+            ObjectReader { program, object: number, sections: &sections, lines: &mut lines, files, room: room[number] };
         if let Err(e) = reader.read() {
             warnings.push(format!("{}: some line information is left out: {e}", object.name));
         }
@@ -119,7 +123,7 @@ struct ObjectReader<'a, 'm> {
     sections: &'a Sections,
     lines: &'m mut Lines,
     files: &'m mut Files,
-    /// Rows that may still be read: a byte of code has one, a sequence one for its end.
+    /// Rows that may still be read.
     room: usize,
 }
 

@@ -43,6 +43,9 @@ const UNUSED: [&str; 9] =
 /// Constructor arrays, see [`run_order`].
 const CONSTRUCTORS: [&str; 3] = [".preinit_array", ".init_array", ".ctors"];
 
+/// Fragments of the old `_init` function.
+pub(super) const INIT: &str = ".init";
+
 /// Whether `name` is `base` or `base.something`.
 fn is_or_below(name: &str, base: &str) -> bool {
     name.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -101,8 +104,9 @@ fn allocated(section: Traits) -> Role {
     if section.size > MAX_SIZE {
         return Role::Refused("section-too-large", "the section is larger than a window");
     }
-    if section.name == ".init" && section.size > 0 {
-        return Role::Refused("init-section", "code in .init would never run; use a constructor in .init_array");
+    if section.name == INIT {
+        // `contents` makes constructors of the calls in it.
+        return Role::Kept(SectionKind::InitArray);
     }
     contents(section)
 }
@@ -134,10 +138,13 @@ fn contents(section: Traits) -> Role {
 }
 
 /// When the constructors of an `InitArray` section run; sections with equal keys run in link order. `.preinit_array` goes first, then
-/// numbered ones by ascending priority (`.ctors.N` counts down from 65535), then plain ones, as in `ld`'s default script.
+/// `.init`, then numbered ones by ascending priority (`.ctors.N` counts down from 65535), then plain ones, as in `ld`'s default script.
 pub(super) fn run_order(name: &str, kind: elf::SectionType) -> (u8, u32) {
     if kind == elf::SHT_PREINIT_ARRAY || is_or_below(name, ".preinit_array") {
         return (0, 0);
+    }
+    if name == INIT {
+        return (0, 1);
     }
     let number = |suffix: &str| suffix.parse::<u32>().unwrap_or(65536);
     if let Some(suffix) = name.strip_prefix(".init_array.") {
@@ -202,7 +209,7 @@ mod tests {
     #[test]
     fn constructors_run_by_priority() {
         let key = |name| run_order(name, elf::SHT_PROGBITS);
-        let sorted = [".preinit_array", ".init_array.00101", ".ctors.65433", ".init_array.200", ".init_array"];
+        let sorted = [".preinit_array", ".init", ".init_array.00101", ".ctors.65433", ".init_array.200", ".init_array"];
         assert!(sorted.is_sorted_by_key(|name| key(name)));
         assert_eq!(key(".ctors"), key(".init_array"));
         assert!(runs_backward(".ctors.65433") && !runs_backward(".init_array"));

@@ -141,6 +141,16 @@ impl<'o, 'a> Reader<'o, 'a> {
     /// Checks that a constructor array consists of relocated pointers, and turns one that runs backward around.
     fn constructors(&self, index: usize, contents: &mut Contents, report: &mut Report) {
         let pointer = elf::R_X86_64_64.0;
+        if self.object.sections[index].name == classify::INIT {
+            match calls_as_pointers(contents) {
+                Some(pointers) => *contents = pointers,
+                None => {
+                    let message = "code in .init that does more than call functions; use a constructor in .init_array";
+                    report.push(Diagnostic::new(self.object.place(index, None), "init-section", message));
+                }
+            }
+            return;
+        }
         let sound = contents.data.len() == contents.relocs.len() * 8
             && contents.relocs.iter().enumerate().all(|(i, r)| r.kind == pointer && r.offset == i as u64 * 8);
         if !sound {
@@ -152,6 +162,21 @@ impl<'o, 'a> Reader<'o, 'a> {
             contents.relocs.iter_mut().for_each(|r| r.offset = last - r.offset);
         }
     }
+}
+
+/// The array of constructors that does what a section of direct calls (`e8 rel32`) does.
+fn calls_as_pointers(calls: &Contents) -> Option<Contents> {
+    let call = |(i, bytes): (usize, &[u8])| {
+        let reloc = calls.relocs.get(i)?;
+        let kind = elf::RelocationType(reloc.kind);
+        let direct = matches!(kind, elf::R_X86_64_PLT32 | elf::R_X86_64_PC32);
+        let sound = direct && bytes.len() == 5 && bytes[0] == 0xe8 && reloc.offset == i as u64 * 5 + 1;
+        // The call's field counts from its end.
+        let addend = reloc.addend.checked_add(4)?;
+        sound.then_some(RawReloc { offset: i as u64 * 8, kind: elf::R_X86_64_64.0, symbol: reloc.symbol, addend })
+    };
+    let relocs: Vec<_> = calls.data.chunks(5).enumerate().map(call).collect::<Option<_>>()?;
+    (relocs.len() == calls.relocs.len()).then(|| Contents { data: vec![0; relocs.len() * 8], relocs })
 }
 
 fn decode(entry: &[u8]) -> RawReloc {

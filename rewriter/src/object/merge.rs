@@ -237,6 +237,10 @@ impl Merger<'_, '_> {
                 let relocs = contents.relocs.iter().filter_map(|r| self.reloc(o, r, r.addend)).collect();
                 if let Some(id) = self.sections[o][i] {
                     let section = &mut self.program.sections[id.0 as usize];
+                    if kind == SectionKind::InitArray {
+                        // `.init` has changed its form.
+                        section.size = contents.data.len() as u64;
+                    }
                     section.data = contents.data;
                     section.relocs = relocs;
                 }
