@@ -1,1 +1,61 @@
-//! User-mode loader of Cordon.
+//! User-mode loader of Cordon: checks images of untrusted native code, gives them windows, calls them.
+//!
+//! An [`Image`] is loaded once: its text is copied to a random address, checked there by [`cordon_checker::check`], and made
+//! executable. A [`Window`] is 4 GiB of address space in which one instance of the handler lives; it is made from an image and the
+//! [`Imports`] that the host offers, called by entry name, reset, dropped. Whatever a handler does, its call ends with a value or an
+//! [`Error`], and the window can be used again.
+//!
+//! ```no_run
+//! use cordon_loader::{Arg, Image, Imports, LoadOptions, Window};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let image = Image::from_bytes(&std::fs::read("filter.cordon")?, &LoadOptions::default())?;
+//! let imports = Imports::new().function("log", |call, [text, len, ..]| {
+//!     match call.read_vec(text, len.min(4096) as usize) {
+//!         Ok(bytes) => println!("handler says {}", String::from_utf8_lossy(&bytes)),
+//!         Err(error) => call.stop(error),
+//!     }
+//!     0
+//! });
+//! let mut window = Window::new(&image, &imports)?;
+//! let packet = [0x45, 0, 0, 20];
+//! match window.call("filter", &[Arg::Bytes(&packet), Arg::Int(packet.len() as u64)]) {
+//!     Ok(verdict) => println!("verdict {verdict}"),
+//!     Err(error) => eprintln!("{error}"), // where the handler was stopped, and why
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What the host must know
+//!
+//! * Faults of handlers are signals ([`SIGNALS`]). The loader installs its action for them on first use and passes on what is not a
+//!   handler's; a host that installs its own later must pass on in the same way. The signals must not be blocked while a handler runs.
+//!   Every thread that calls a window gets an alternate signal stack of 64 KiB.
+//! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
+//!   thread.
+//! * Sampling profilers that follow rbp see a handler's values there.
+//! * Imports run on the host's stack and must leave by return or panic.
+//! * Timing and speculation are out of scope: two handlers on one core can signal to each other.
+
+mod context;
+mod cpu;
+mod enter;
+mod error;
+mod fault;
+mod gates;
+mod image;
+mod imports;
+mod pages;
+mod thread;
+mod window;
+
+pub use cordon_checker::layout::{Region, RegionKind};
+pub use cordon_checker::{Features, Policy, Reject, Rule, Summary};
+pub use error::Error;
+pub use fault::{Fault, FaultAccess, FaultKind, FaultRegisters, SIGNALS};
+pub use gates::NAMES as BUILT_IN_GATES;
+pub use image::places::Origin;
+pub use image::{Entry, Image, ImportName, LoadOptions};
+pub use imports::{CallContext, Imports};
+pub use window::{Arg, Window};

@@ -1,0 +1,346 @@
+# Entry, exit, abort and the gate to host functions (AT&T syntax).
+#
+# Everywhere here rcx (r11 before the host stack is reached) is the high half of the context's address, that is, the context lies at
+# HOME(%rcx); names like BASE are HOME plus the field's offset. See context.rs.
+
+.text
+
+# Zeroes every vector register that accepted text can name, upper halves included. Legacy pxor where there is no AVX.
+.macro CLEAR_VECTORS flags
+    test ${AVX}, \flags
+    jz 881f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    vpxor %xmm\n, %xmm\n, %xmm\n
+    .endr
+    jmp 882f
+881:
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    pxor %xmm\n, %xmm\n
+    .endr
+882:
+.endm
+
+# Empties the x87 stack and zeroes what it held: fninit and emms only change tags (design-review B3).
+.macro CLEAR_X87
+    fninit
+    .irp n, 0,1,2,3,4,5,6,7
+    pxor %mm\n, %mm\n
+    .endr
+    emms
+.endm
+
+# cordon_loader_enter(rdi = high half of the context's address, rsi = native rsp; the word there is the address to call)
+.balign 64
+.globl cordon_loader_enter
+.hidden cordon_loader_enter
+.type cordon_loader_enter, @function
+cordon_loader_enter:
+    .cfi_startproc
+    .cfi_undefined %rip
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    sub $8, %rsp
+    stmxcsr (%rsp)
+    mov {FLAGS}(%rdi), %ebx
+    mov %rsp, {HOST_RSP}(%rdi)
+    xor %eax, %eax
+    rdsspq %rax
+    mov %rax, {SHADOW}(%rdi)
+    test ${FSGSBASE}, %ebx
+    jz 11f
+    rdgsbase %rax
+    mov {BASE}(%rdi), %rcx
+    mov %rax, {HOST_GS}(%rdi)
+    cmp %rcx, %rax
+    je 11f
+    wrgsbase %rcx
+11:
+    mov (%rsp), %eax
+    xor $0x1f80, %eax
+    test %eax, {MXCSR_MASK}(%rdi)
+    jnz 15f
+12:
+    test ${X87}, %ebx
+    jnz 16f
+13:
+    CLEAR_VECTORS %ebx
+    xor %eax, %eax
+    test ${FLOAT_ARGS}, %ebx
+    jnz 17f
+14:
+    mov %rsi, %rsp
+    mov {ARGS}+8(%rdi), %rsi
+    mov {ARGS}+16(%rdi), %rdx
+    mov {ARGS}+24(%rdi), %rcx
+    mov {ARGS}+32(%rdi), %r8
+    mov {ARGS}+40(%rdi), %r9
+    mov {ARGS}(%rdi), %rdi
+    xor %ebx, %ebx
+    xor %ebp, %ebp
+    xor %r10d, %r10d
+    xor %r11d, %r11d
+    xor %r12d, %r12d
+    xor %r13d, %r13d
+    xor %r14d, %r14d
+    xor %r15d, %r15d
+    cmp %ebx, %ebx
+    call *(%rsp)
+
+    # The handler returned; rsp is where it was before the call.
+    mov %rsp, %rcx
+    shr $32, %rcx
+    shl $32, %rcx
+    mov %rax, {RESULT}(%rcx)
+    movsd %xmm0, {FLOAT_RESULT}(%rcx)
+    movl $0, {STOP}(%rcx)
+cordon_loader_leave:
+    mov {HOST_RSP}(%rcx), %rsp
+    mov {FLAGS}(%rcx), %edx
+    cld
+    test ${AVX}, %edx
+    jz 21f
+    vzeroupper
+21:
+    test ${X87}+{NT}, %edx
+    jnz 28f
+22:
+    and ${FSGSBASE}+{KEEP_GS}, %edx
+    cmp ${FSGSBASE}, %edx
+    jne 23f
+    mov {HOST_GS}(%rcx), %rdx
+    cmp {BASE}(%rcx), %rdx
+    je 23f
+    wrgsbase %rdx
+23:
+    stmxcsr 4(%rsp)
+    mov (%rsp), %eax
+    cmp %eax, 4(%rsp)
+    jne 29f
+24:
+    add $8, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+
+    # Seldom-taken parts of entry.
+15:  # The host's MXCSR is not the default: load it, and give host functions theirs back.
+    movl $0x1f80, 4(%rsp)
+    ldmxcsr 4(%rsp)
+    orl ${CONTROL}, {FLAGS}(%rdi)
+    or ${CONTROL}, %ebx
+    jmp 12b
+16:
+    fnstcw 4(%rsp)
+    mov 4(%rsp), %ax
+    mov %eax, {HOST_FCW}(%rdi)
+    CLEAR_X87
+    jmp 13b
+17:
+    movsd {FLOAT_VALUES}(%rdi), %xmm0
+    movsd {FLOAT_VALUES}+8(%rdi), %xmm1
+    movsd {FLOAT_VALUES}+16(%rdi), %xmm2
+    movsd {FLOAT_VALUES}+24(%rdi), %xmm3
+    movsd {FLOAT_VALUES}+32(%rdi), %xmm4
+    movsd {FLOAT_VALUES}+40(%rdi), %xmm5
+    movsd {FLOAT_VALUES}+48(%rdi), %xmm6
+    movsd {FLOAT_VALUES}+56(%rdi), %xmm7
+    mov $8, %eax
+    jmp 14b
+
+    # Seldom-taken parts of exit.
+28:
+    test ${NT}, %edx
+    jz 25f
+    sfence
+25:
+    test ${X87}, %edx
+    jz 22b
+    fninit
+    fldcw {HOST_FCW}(%rcx)
+    jmp 22b
+29:
+    ldmxcsr (%rsp)
+    jmp 24b
+    .cfi_endproc
+.size cordon_loader_enter, . - cordon_loader_enter
+
+# Ends the running entry from anywhere: rcx = high half of the context's address, STOP set. The signal handler and the gates come here.
+.globl cordon_loader_abort
+.hidden cordon_loader_abort
+.type cordon_loader_abort, @function
+cordon_loader_abort:
+    .cfi_startproc
+    .cfi_undefined %rip
+    mov {HOST_RSP}(%rcx), %rsp
+    xor %eax, %eax
+    rdsspq %rax
+    test %rax, %rax
+    jz cordon_loader_leave
+    # Pop the shadow stack to where entry was, at most 255 words at a time (design-review C3).
+    mov {SHADOW}(%rcx), %rdx
+    sub %rax, %rdx
+    shr $3, %rdx
+1:
+    mov $255, %eax
+    cmp %rax, %rdx
+    cmovb %rdx, %rax
+    incsspq %rax
+    sub %rax, %rdx
+    jnz 1b
+    jmp cordon_loader_leave
+    .cfi_endproc
+.size cordon_loader_abort, . - cordon_loader_abort
+
+# Gate to host functions, reached by the import's stub with eax = import index and SysV arguments, on the native stack.
+.balign 16
+.globl cordon_loader_host_gate
+.hidden cordon_loader_host_gate
+.type cordon_loader_host_gate, @function
+cordon_loader_host_gate:
+    .cfi_startproc
+    .cfi_undefined %rip
+    mov %rsp, %r11
+    shr $32, %r11
+    shl $32, %r11
+    mov %rsp, {GATE_RSP}(%r11)
+    cmp {GATE_LIMIT}(%r11), %rsp
+    jb 37f
+    mov %rdi, {ARGS}(%r11)
+    mov %rsi, {ARGS}+8(%r11)
+    mov %rdx, {ARGS}+16(%r11)
+    mov %rcx, {ARGS}+24(%r11)
+    mov %r8, {ARGS}+32(%r11)
+    mov %r9, {ARGS}+40(%r11)
+    mov %eax, {IMPORT}(%r11)
+    mov {FLAGS}(%r11), %ecx
+    mov {HOST_RSP}(%r11), %rax
+    test ${FLOAT_IMPORTS}, %ecx
+    jnz 34f
+31:
+    test ${CONTROL}+{X87}, %ecx
+    jnz 35f
+32:
+    test ${AVX}, %ecx
+    jz 33f
+    vzeroupper
+33:
+    # The host's stack, 16-byte aligned at the call: host_rsp is, and three words plus the hole make 32.
+    mov %rax, %rsp
+    push %rbx
+    push %rbp
+    push %r11
+    sub $8, %rsp
+    mov %r11, %rdi
+    xor %ebp, %ebp
+    call {dispatch}
+    mov 8(%rsp), %rcx
+    mov 16(%rsp), %rbp
+    mov 24(%rsp), %rbx
+    test %eax, %eax
+    jnz cordon_loader_abort
+    mov {FLAGS}(%rcx), %edx
+    test ${FSGSBASE}, %edx
+    jz 41f
+    rdgsbase %rax
+    cmp {BASE}(%rcx), %rax
+    jne 48f
+41:
+    CLEAR_VECTORS %edx
+    test ${CONTROL}+{X87}+{FLOAT_IMPORTS}, %edx
+    jnz 49f
+42:
+    mov {RESULT}(%rcx), %rax
+    mov {GATE_RSP}(%rcx), %rsp
+    xor %ecx, %ecx
+    xor %edx, %edx
+    xor %esi, %esi
+    xor %edi, %edi
+    xor %r8d, %r8d
+    xor %r9d, %r9d
+    xor %r10d, %r10d
+    xor %r11d, %r11d
+    cmp %ecx, %ecx
+    ret
+
+34:
+    movsd %xmm0, {FLOAT_VALUES}(%r11)
+    movsd %xmm1, {FLOAT_VALUES}+8(%r11)
+    movsd %xmm2, {FLOAT_VALUES}+16(%r11)
+    movsd %xmm3, {FLOAT_VALUES}+24(%r11)
+    movsd %xmm4, {FLOAT_VALUES}+32(%r11)
+    movsd %xmm5, {FLOAT_VALUES}+40(%r11)
+    movsd %xmm6, {FLOAT_VALUES}+48(%r11)
+    movsd %xmm7, {FLOAT_VALUES}+56(%r11)
+    jmp 31b
+35:  # Host functions run with the host's control words (design-review B2).
+    stmxcsr {GATE_MXCSR}(%r11)
+    ldmxcsr (%rax)
+    test ${X87}, %ecx
+    jz 32b
+    fnstcw {GATE_FCW}(%r11)
+    fninit
+    fldcw {HOST_FCW}(%r11)
+    jmp 32b
+37:
+    movl ${STOP_STACK}, {STOP}(%r11)
+    mov %r11, %rcx
+    jmp cordon_loader_abort
+48:
+    mov {BASE}(%rcx), %rax
+    wrgsbase %rax
+    jmp 41b
+49:
+    test ${FLOAT_IMPORTS}, %edx
+    jz 43f
+    movsd {FLOAT_RESULT}(%rcx), %xmm0
+43:
+    test ${CONTROL}+{X87}, %edx
+    jz 42b
+    ldmxcsr {GATE_MXCSR}(%rcx)
+    test ${X87}, %edx
+    jz 42b
+    CLEAR_X87
+    fldcw {GATE_FCW}(%rcx)
+    jmp 42b
+    .cfi_endproc
+.size cordon_loader_host_gate, . - cordon_loader_host_gate
+
+# Copies rdx bytes from rsi to rdi for the host; gives 0, or 1 if the signal handler found a fault here and went to the second label.
+.balign 16
+.globl cordon_loader_copy
+.hidden cordon_loader_copy
+.type cordon_loader_copy, @function
+cordon_loader_copy:
+    .cfi_startproc
+    mov %rdx, %rcx
+    cmp $64, %rdx
+    ja 2f
+    test %rcx, %rcx
+    jz 3f
+1:
+    mov -1(%rsi,%rcx), %al
+    mov %al, -1(%rdi,%rcx)
+    dec %rcx
+    jnz 1b
+    xor %eax, %eax
+    ret
+2:
+    rep movsb
+3:
+    xor %eax, %eax
+    ret
+.globl cordon_loader_copy_fault
+.hidden cordon_loader_copy_fault
+cordon_loader_copy_fault:
+    mov $1, %eax
+    ret
+    .cfi_endproc
+.size cordon_loader_copy, . - cordon_loader_copy

@@ -1,0 +1,568 @@
+# Built-in gates (AT&T syntax). They run on the native stack, hold nothing, and may be aborted at any instruction: every address in
+# [cordon_loader_gates, cordon_loader_gates_end) is in the signal handler's list.
+#
+# Window memory is reached through gs with 32-bit addresses, or linearly after base (from the context, never from a handler's register)
+# plus a checked range. A destination must not lie below T_end; offset and length are summed in 64 bits.
+
+.text
+.balign 64
+.globl cordon_loader_gates
+.hidden cordon_loader_gates
+cordon_loader_gates:
+
+# Gives the high half of the context's address in \reg. Changes flags.
+.macro FIND_CONTEXT reg
+    mov %rsp, \reg
+    shr $32, \reg
+    shl $32, \reg
+.endm
+
+# Refuses unless \offset .. \offset+\len (1 <= len < 2^32, both zero-extended) ends at or below 4 GiB. Changes \scratch and flags.
+.macro CHECK_RANGE offset, len, scratch, bad
+    lea -1(\offset,\len), \scratch
+    shr $32, \scratch
+    jnz \bad
+.endm
+
+# A refused range: r8 = its window offset.
+gate_refuses:
+    FIND_CONTEXT %rcx
+    mov %r8, {ARGS}(%rcx)
+    mov %rsp, {GATE_RSP}(%rcx)
+    movl ${STOP_GATE_RANGE}, {STOP}(%rcx)
+    jmp cordon_loader_abort
+gate_refuses_source:
+    mov %r9, %r8
+    jmp gate_refuses
+
+# void *memcpy(void *rdi, const void *rsi, size_t rdx), memmove alike: overlap is always handled.
+.balign 32
+.globl cordon_loader_memmove
+.hidden cordon_loader_memmove
+cordon_loader_memmove:
+    mov %rdi, %rax
+    FIND_CONTEXT %r11
+    test %rdx, %rdx
+    jz 9f
+    mov %edi, %r8d
+    mov %esi, %r9d
+    mov %rdx, %rcx
+    shr $32, %rcx
+    jnz gate_refuses
+    cmp {TABLE_END}(%r11), %r8
+    jb gate_refuses
+    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
+    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses_source
+    cmp $16, %edx
+    jbe 3f
+    cmp $32, %edx
+    jbe 2f
+    cmp $64, %edx
+    ja 6f
+    movdqu %gs:(%r9d), %xmm0
+    movdqu %gs:16(%r9d), %xmm1
+    movdqu %gs:-32(%r9d,%edx), %xmm2
+    movdqu %gs:-16(%r9d,%edx), %xmm3
+    movdqu %xmm0, %gs:(%r8d)
+    movdqu %xmm1, %gs:16(%r8d)
+    movdqu %xmm2, %gs:-32(%r8d,%edx)
+    movdqu %xmm3, %gs:-16(%r8d,%edx)
+    jmp 9f
+2:
+    movdqu %gs:(%r9d), %xmm0
+    movdqu %gs:-16(%r9d,%edx), %xmm1
+    movdqu %xmm0, %gs:(%r8d)
+    movdqu %xmm1, %gs:-16(%r8d,%edx)
+    jmp 9f
+3:
+    cmp $8, %edx
+    jb 4f
+    mov %gs:(%r9d), %rcx
+    mov %gs:-8(%r9d,%edx), %r10
+    mov %rcx, %gs:(%r8d)
+    mov %r10, %gs:-8(%r8d,%edx)
+    jmp 9f
+4:
+    cmp $4, %edx
+    jb 5f
+    mov %gs:(%r9d), %ecx
+    mov %gs:-4(%r9d,%edx), %r10d
+    mov %ecx, %gs:(%r8d)
+    mov %r10d, %gs:-4(%r8d,%edx)
+    jmp 9f
+5:
+    movzbl %gs:(%r9d), %ecx
+    cmp $1, %edx
+    je 1f
+    movzwl %gs:-2(%r9d,%edx), %r10d
+    mov %r10w, %gs:-2(%r8d,%edx)
+1:
+    mov %cl, %gs:(%r8d)
+9:
+    xor %r11d, %r11d
+    ret
+6:
+    # Forward is right unless the destination begins inside the source.
+    mov %r8, %rcx
+    sub %r9, %rcx
+    cmp %rdx, %rcx
+    jb 8f
+    cmp $2048, %edx
+    jae 7f
+    movdqu %gs:-64(%r9d,%edx), %xmm4
+    movdqu %gs:-48(%r9d,%edx), %xmm5
+    movdqu %gs:-32(%r9d,%edx), %xmm6
+    movdqu %gs:-16(%r9d,%edx), %xmm7
+    lea (%r8,%rdx), %r10
+1:
+    movdqu %gs:(%r9d), %xmm0
+    movdqu %gs:16(%r9d), %xmm1
+    movdqu %gs:32(%r9d), %xmm2
+    movdqu %gs:48(%r9d), %xmm3
+    movdqu %xmm0, %gs:(%r8d)
+    movdqu %xmm1, %gs:16(%r8d)
+    movdqu %xmm2, %gs:32(%r8d)
+    movdqu %xmm3, %gs:48(%r8d)
+    add $64, %r8
+    add $64, %r9
+    sub $64, %edx
+    cmp $64, %edx
+    ja 1b
+    movdqu %xmm4, %gs:-64(%r10d)
+    movdqu %xmm5, %gs:-48(%r10d)
+    movdqu %xmm6, %gs:-32(%r10d)
+    movdqu %xmm7, %gs:-16(%r10d)
+    jmp 9b
+7:
+    mov {BASE}(%r11), %rcx
+    lea (%rcx,%r8), %rdi
+    lea (%rcx,%r9), %rsi
+    mov %rdx, %rcx
+    rep movsb
+    xor %edi, %edi
+    xor %esi, %esi
+    jmp 9b
+8:
+    movdqu %gs:(%r9d), %xmm4
+    movdqu %gs:16(%r9d), %xmm5
+    movdqu %gs:32(%r9d), %xmm6
+    movdqu %gs:48(%r9d), %xmm7
+1:
+    movdqu %gs:-16(%r9d,%edx), %xmm0
+    movdqu %gs:-32(%r9d,%edx), %xmm1
+    movdqu %gs:-48(%r9d,%edx), %xmm2
+    movdqu %gs:-64(%r9d,%edx), %xmm3
+    movdqu %xmm0, %gs:-16(%r8d,%edx)
+    movdqu %xmm1, %gs:-32(%r8d,%edx)
+    movdqu %xmm2, %gs:-48(%r8d,%edx)
+    movdqu %xmm3, %gs:-64(%r8d,%edx)
+    sub $64, %edx
+    cmp $64, %edx
+    ja 1b
+    movdqu %xmm4, %gs:(%r8d)
+    movdqu %xmm5, %gs:16(%r8d)
+    movdqu %xmm6, %gs:32(%r8d)
+    movdqu %xmm7, %gs:48(%r8d)
+    jmp 9b
+
+# void *memset(void *rdi, int esi, size_t rdx)
+.balign 32
+.globl cordon_loader_memset
+.hidden cordon_loader_memset
+cordon_loader_memset:
+    mov %rdi, %rax
+    FIND_CONTEXT %r11
+    test %rdx, %rdx
+    jz 9f
+    mov %edi, %r8d
+    mov %rdx, %rcx
+    shr $32, %rcx
+    jnz gate_refuses
+    cmp {TABLE_END}(%r11), %r8
+    jb gate_refuses
+    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
+    movzbl %sil, %ecx
+    movabs $0x0101010101010101, %r9
+    imul %r9, %rcx
+    cmp $16, %edx
+    jbe 3f
+    movq %rcx, %xmm0
+    punpcklqdq %xmm0, %xmm0
+    cmp $1024, %edx
+    jae 7f
+    lea (%r8,%rdx), %r10
+    cmp $64, %edx
+    jbe 2f
+1:
+    movdqu %xmm0, %gs:(%r8d)
+    movdqu %xmm0, %gs:16(%r8d)
+    movdqu %xmm0, %gs:32(%r8d)
+    movdqu %xmm0, %gs:48(%r8d)
+    add $64, %r8
+    sub $64, %edx
+    cmp $64, %edx
+    ja 1b
+    movdqu %xmm0, %gs:-64(%r10d)
+    movdqu %xmm0, %gs:-48(%r10d)
+    movdqu %xmm0, %gs:-32(%r10d)
+    movdqu %xmm0, %gs:-16(%r10d)
+    jmp 9f
+2:
+    movdqu %xmm0, %gs:(%r8d)
+    movdqu %xmm0, %gs:-16(%r10d)
+    cmp $32, %edx
+    jbe 9f
+    movdqu %xmm0, %gs:16(%r8d)
+    movdqu %xmm0, %gs:-32(%r10d)
+    jmp 9f
+3:
+    cmp $8, %edx
+    jb 4f
+    mov %rcx, %gs:(%r8d)
+    mov %rcx, %gs:-8(%r8d,%edx)
+    jmp 9f
+4:
+    cmp $4, %edx
+    jb 5f
+    mov %ecx, %gs:(%r8d)
+    mov %ecx, %gs:-4(%r8d,%edx)
+    jmp 9f
+5:
+    mov %cl, %gs:(%r8d)
+    cmp $1, %edx
+    je 9f
+    mov %cx, %gs:-2(%r8d,%edx)
+9:
+    xor %r11d, %r11d
+    ret
+7:
+    mov %rdi, %r9
+    mov {BASE}(%r11), %rdi
+    add %r8, %rdi
+    mov %esi, %eax
+    mov %rdx, %rcx
+    rep stosb
+    mov %r9, %rax
+    xor %edi, %edi
+    jmp 9b
+
+# int memcmp(const void *rdi, const void *rsi, size_t rdx)
+.balign 32
+.globl cordon_loader_memcmp
+.hidden cordon_loader_memcmp
+cordon_loader_memcmp:
+    xor %eax, %eax
+    test %rdx, %rdx
+    jz 9f
+    mov %edi, %r8d
+    mov %esi, %r9d
+    mov %rdx, %rcx
+    shr $32, %rcx
+    jnz gate_refuses
+    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
+    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses_source
+    cmp $16, %edx
+    jb 4f
+1:
+    movdqu %gs:(%r8d), %xmm0
+    movdqu %gs:(%r9d), %xmm1
+    pcmpeqb %xmm1, %xmm0
+    pmovmskb %xmm0, %ecx
+    xor $0xffff, %ecx
+    jnz 3f
+    add $16, %r8
+    add $16, %r9
+    sub $16, %edx
+    cmp $16, %edx
+    jae 1b
+    test %edx, %edx
+    jz 9f
+    # The last 16 bytes again, ending at the end.
+    lea -16(%r8,%rdx), %r8
+    lea -16(%r9,%rdx), %r9
+    mov $16, %edx
+    jmp 1b
+3:
+    bsf %ecx, %ecx
+    movzbl %gs:(%r8d,%ecx), %eax
+    movzbl %gs:(%r9d,%ecx), %ecx
+    sub %ecx, %eax
+    jmp 9f
+4:
+    movzbl %gs:(%r8d), %eax
+    movzbl %gs:(%r9d), %ecx
+    sub %ecx, %eax
+    jnz 9f
+    inc %r8
+    inc %r9
+    dec %edx
+    jnz 4b
+9:
+    xor %r11d, %r11d
+    ret
+
+# size_t strlen(const char *rdi); a string without end runs into an unmapped page.
+.balign 32
+.globl cordon_loader_strlen
+.hidden cordon_loader_strlen
+cordon_loader_strlen:
+    mov %edi, %r8d
+    mov %r8d, %ecx
+    and $-16, %r8d
+    and $15, %ecx
+    pxor %xmm0, %xmm0
+    movdqa %gs:(%r8d), %xmm1
+    pcmpeqb %xmm0, %xmm1
+    pmovmskb %xmm1, %eax
+    shr %cl, %eax
+    bsf %eax, %eax
+    jnz 9f
+1:
+    add $16, %r8d
+    movdqa %gs:(%r8d), %xmm1
+    pcmpeqb %xmm0, %xmm1
+    pmovmskb %xmm1, %eax
+    test %eax, %eax
+    jz 1b
+    bsf %eax, %eax
+    add %r8, %rax
+    mov %edi, %r8d
+    sub %r8, %rax
+9:
+    xor %r11d, %r11d
+    ret
+
+# Instruction gates keep every register and flag that the instruction keeps. Their frame, from rsp up:
+#   r10, r9, r8, flags (ah = lahf, al = overflow), rax, return address
+.macro STRING_PROLOGUE
+    push %rax
+    lahf
+    seto %al
+    push %rax
+    push %r8
+    push %r9
+    push %r10
+    FIND_CONTEXT %r10
+.endm
+
+.macro STRING_FLAGS
+    mov 24(%rsp), %rax
+    add $0x7f, %al
+    sahf
+.endm
+
+.macro STRING_EPILOGUE
+    pop %r10
+    pop %r9
+    pop %r8
+    lea 8(%rsp), %rsp
+    pop %rax
+    ret
+.endm
+
+# rax = rcx elements of 2^\shift bytes, refused from 4 GiB on; the destination edi is checked.
+.macro CHECK_DESTINATION shift
+    mov %edi, %r8d
+    mov %rcx, %rax
+    shr $32-\shift, %rax
+    jnz gate_refuses
+    mov %rcx, %rax
+    shl $\shift, %rax
+    cmp {TABLE_END}(%r10), %r8
+    jb gate_refuses
+    CHECK_RANGE %r8, %rax, %r9, gate_refuses
+.endm
+
+# \reg becomes the linear address of its window offset; \delta is what takes that back to the register's value.
+.macro TO_LINEAR reg, reg32, delta
+    mov \reg, \delta
+    mov \reg32, \reg32
+    add {BASE}(%r10), \reg
+    sub \reg, \delta
+.endm
+
+.macro GATE name
+    .balign 16
+    .globl cordon_loader_\name
+    .hidden cordon_loader_\name
+    cordon_loader_\name:
+.endm
+
+.macro REP_MOVS size, shift, letter
+    GATE rep_movs\size
+    STRING_PROLOGUE
+    test %rcx, %rcx
+    jz 1f
+    CHECK_DESTINATION \shift
+    mov %esi, %r8d
+    CHECK_RANGE %r8, %rax, %r9, gate_refuses
+    TO_LINEAR %rdi, %edi, %r9
+    TO_LINEAR %rsi, %esi, %r8
+    STRING_FLAGS
+    rep movs\letter
+    lea (%rdi,%r9), %rdi
+    lea (%rsi,%r8), %rsi
+    STRING_EPILOGUE
+1:
+    STRING_FLAGS
+    STRING_EPILOGUE
+.endm
+REP_MOVS 1, 0, b
+REP_MOVS 2, 1, w
+REP_MOVS 4, 2, l
+REP_MOVS 8, 3, q
+
+.macro REP_STOS size, shift, letter
+    GATE rep_stos\size
+    STRING_PROLOGUE
+    test %rcx, %rcx
+    jz 1f
+    CHECK_DESTINATION \shift
+    TO_LINEAR %rdi, %edi, %r9
+    STRING_FLAGS
+    mov 32(%rsp), %rax
+    rep stos\letter
+    lea (%rdi,%r9), %rdi
+    STRING_EPILOGUE
+1:
+    STRING_FLAGS
+    STRING_EPILOGUE
+.endm
+REP_STOS 1, 0, b
+REP_STOS 2, 1, w
+REP_STOS 4, 2, l
+REP_STOS 8, 3, q
+
+# Comparing and scanning only read, upwards and one element after the other, so they end at the guard above the window at the latest.
+# A count of 0 leaves flags and pointers as they are.
+.macro COMPARE name, prefix, letter
+    GATE \name
+    STRING_PROLOGUE
+    TO_LINEAR %rdi, %edi, %r9
+    TO_LINEAR %rsi, %esi, %r8
+    STRING_FLAGS
+    \prefix cmps\letter
+    lea (%rdi,%r9), %rdi
+    lea (%rsi,%r8), %rsi
+    STRING_EPILOGUE
+.endm
+.macro SCAN name, prefix, letter
+    GATE \name
+    STRING_PROLOGUE
+    TO_LINEAR %rdi, %edi, %r9
+    STRING_FLAGS
+    mov 32(%rsp), %rax
+    \prefix scas\letter
+    lea (%rdi,%r9), %rdi
+    STRING_EPILOGUE
+.endm
+COMPARE repe_cmps1, repe, b
+COMPARE repe_cmps2, repe, w
+COMPARE repe_cmps4, repe, l
+COMPARE repe_cmps8, repe, q
+COMPARE repne_cmps1, repne, b
+COMPARE repne_cmps2, repne, w
+COMPARE repne_cmps4, repne, l
+COMPARE repne_cmps8, repne, q
+SCAN repe_scas1, repe, b
+SCAN repe_scas2, repe, w
+SCAN repe_scas4, repe, l
+SCAN repe_scas8, repe, q
+SCAN repne_scas1, repne, b
+SCAN repne_scas2, repne, w
+SCAN repne_scas4, repne, l
+SCAN repne_scas8, repne, q
+
+# fldcw of the 16-bit word at window offset eax, every exception masked (design-review B2).
+GATE fldcw
+    push %rcx
+    push %rax
+    movzwl %gs:(%eax), %ecx
+    lahf
+    seto %al
+    or $0x3f, %ecx
+    push %rcx
+    fldcw (%rsp)
+    lea 8(%rsp), %rsp
+    add $0x7f, %al
+    sahf
+    pop %rax
+    pop %rcx
+    ret
+
+# ldmxcsr of the 32-bit word at window offset eax, every exception masked, reserved bits cleared.
+GATE ldmxcsr
+    push %rcx
+    push %rax
+    mov %gs:(%eax), %ecx
+    lahf
+    seto %al
+    or $0x1f80, %ecx
+    movzwl %cx, %ecx
+    push %rcx
+    ldmxcsr (%rsp)
+    lea 8(%rsp), %rsp
+    add $0x7f, %al
+    sahf
+    pop %rax
+    pop %rcx
+    ret
+
+# cpuid: eax, ecx in; eax, ebx, ecx, edx out, from the image's list of leaves; a leaf that is not there is all zero.
+GATE cpuid
+    push %rsi
+    push %rdi
+    mov %eax, %esi
+    lahf
+    seto %al
+    push %rax
+    FIND_CONTEXT %rdi
+    mov {LEAF_COUNT}(%rdi), %rdx
+    mov {LEAVES}(%rdi), %rdi
+1:
+    dec %rdx
+    js 3f
+    cmp %esi, (%rdi)
+    jne 2f
+    cmp %ecx, 4(%rdi)
+    je 4f
+    cmpl $-1, 4(%rdi)
+    je 4f
+2:
+    add $24, %rdi
+    jmp 1b
+3:
+    xor %esi, %esi
+    xor %ebx, %ebx
+    xor %ecx, %ecx
+    xor %edx, %edx
+    jmp 5f
+4:
+    mov 8(%rdi), %esi
+    mov 12(%rdi), %ebx
+    mov 16(%rdi), %ecx
+    mov 20(%rdi), %edx
+5:
+    pop %rax
+    add $0x7f, %al
+    sahf
+    mov %esi, %eax
+    pop %rdi
+    pop %rsi
+    ret
+
+# xgetbv of register 0: edx:eax = the state components that the policy has.
+GATE xgetbv
+    lahf
+    seto %al
+    FIND_CONTEXT %rdx
+    pushq {XCR0}(%rdx)
+    add $0x7f, %al
+    sahf
+    pop %rax
+    mov $0, %edx
+    ret
+
+.globl cordon_loader_gates_end
+.hidden cordon_loader_gates_end
+cordon_loader_gates_end:

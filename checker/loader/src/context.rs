@@ -1,0 +1,137 @@
+//! The invocation context: what the assembly of entry and gates and the signal handler know about the running call.
+//!
+//! One context lies above each native stack at a fixed low half, so that code on that stack finds it from rsp alone:
+//! `(rsp & !0xffff_ffff) | HOME`. A handler cannot read it: no window access reaches it and no accepted instruction loads through rsp
+//! above its own frames.
+
+use cordon_checker::layout::USER_STACK_LOW;
+use std::sync::atomic::AtomicU32;
+
+/// Low 32 bits of the context's address: right above the return address of an outermost entry.
+pub const HOME: u64 = USER_STACK_LOW as u64 + 8;
+
+/// Flags of [`Context::flags`], tested by the assembly.
+pub mod flag {
+    /// The CPU and kernel have AVX: clear and release upper halves.
+    pub const AVX: u32 = 1;
+    /// The text uses x87 or MMX, or may load the x87 control word.
+    pub const X87: u32 = 2;
+    /// The text has non-temporal stores: exit fences.
+    pub const NT: u32 = 4;
+    /// `rdgsbase` and `wrgsbase` are usable; without, the segment base is set by system calls around the assembly.
+    pub const FSGSBASE: u32 = 8;
+    /// The host does not use gs: exit leaves the window base there.
+    pub const KEEP_GS: u32 = 16;
+    /// The text may see or change control words: host functions get their own.
+    pub const CONTROL: u32 = 32;
+    /// This entry passes floating-point arguments.
+    pub const FLOAT_ARGS: u32 = 64;
+    /// Some import of the window takes or gives floating-point values.
+    pub const FLOAT_IMPORTS: u32 = 128;
+}
+
+/// Stop codes that the assembly leaves in [`Context::stop`].
+pub mod stop {
+    /// The handler returned.
+    pub const NONE: u32 = 0;
+    /// The signal handler recorded a fault.
+    pub const FAULT: u32 = 1;
+    /// A gate refused its arguments.
+    pub const GATE_RANGE: u32 = 2;
+    /// A gate was called with too little native stack left.
+    pub const STACK: u32 = 3;
+    /// A host function ended the call.
+    pub const IMPORT: u32 = 4;
+}
+
+/// State of one entry; a nested entry on the same native stack saves and restores it as a whole.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Frame {
+    /// Host rsp to return to; the host's MXCSR lies there.
+    pub host_rsp: u64,
+    /// Host segment base found at entry.
+    pub host_gs: u64,
+    /// Shadow stack pointer at entry, 0 if there is no shadow stack.
+    pub shadow: u64,
+    /// Native rsp at the running host import (its return address is there).
+    pub gate_rsp: u64,
+    /// The handler's MXCSR and x87 control word during a host import.
+    pub gate_mxcsr: u32,
+    pub gate_fcw: u32,
+    /// The host's x87 control word, where the text uses x87.
+    pub host_fcw: u32,
+    /// Import index of the running host import.
+    pub import: u32,
+    /// How the entry ended, see [`stop`].
+    pub stop: u32,
+    pub padding: u32,
+    /// Integer arguments of the entry, then of the running import.
+    pub args: [u64; 6],
+    /// Floating-point arguments of the entry, then of the running import.
+    pub float_args: [f64; 8],
+    /// rax and xmm0 at return; result of a host import.
+    pub result: u64,
+    pub float_result: f64,
+}
+
+/// What the signal handler saw, words only: it allocates nothing.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RawFault {
+    pub signal: i32,
+    pub code: i32,
+    pub trap: u64,
+    pub error: u64,
+    pub address: u64,
+    pub rip: u64,
+    pub flags: u64,
+    /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
+    pub registers: [u64; 16],
+    /// A text address near the top of the native stack (the return address, for a fault in a gate or stub), or 0.
+    pub caller: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Context {
+    /// Address that an outermost entry calls: its rsp points here before the call.
+    pub target: u64,
+    /// Window base B.
+    pub base: u64,
+    /// Gates refuse destinations below this window offset (T_end).
+    pub table_end: u64,
+    /// Host imports are refused when rsp is below this address.
+    pub gate_limit: u64,
+    /// See [`flag`].
+    pub flags: u32,
+    /// Bits of MXCSR that entry compares with the default; the sticky flags only where the text can read them.
+    pub mxcsr_mask: u32,
+    /// The CPUID answers: [`crate::cpu::Leaf`] records.
+    pub leaves: u64,
+    pub leaf_count: u64,
+    /// Answer of `xgetbv` for register 0.
+    pub xcr0: u64,
+    /// Running entry.
+    pub frame: Frame,
+    /// The window's [`crate::window::Inner`].
+    pub window: u64,
+    /// The outermost call's [`crate::enter::Invocation`].
+    pub invocation: u64,
+    /// Identity of the window whose constants are filled in, 0 for none.
+    pub owner: u64,
+    /// Checked text with its stubs.
+    pub text_start: u64,
+    pub text_end: u64,
+    /// Mapped native stack and the guard below it.
+    pub stack_start: u64,
+    pub guard_start: u64,
+    /// Set from outside to end the call when the running host function returns.
+    pub pending: AtomicU32,
+    /// Entries of this thread that are nested in each other, this one included.
+    pub nesting: u32,
+    /// Context of the next outer invocation of this thread, or 0.
+    pub outer: u64,
+    pub fault: RawFault,
+}

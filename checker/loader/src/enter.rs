@@ -1,0 +1,247 @@
+//! Entering a window: argument registers, native stack, segment base, and what comes back.
+//!
+//! The assembly in `asm/enter.s` switches to the thread's native stack, clears every register that carries no argument, and calls the
+//! handler; return, fault and refused gate all leave through the same code, which restores the host's callee-saved registers, control
+//! words, segment base and direction flag.
+
+use crate::context::{Context, HOME, flag, stop};
+use crate::error::Error;
+use crate::fault::Fault;
+use crate::imports::host_import;
+use crate::thread;
+use crate::window::Inner;
+use std::arch::global_asm;
+use std::mem::offset_of;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+/// Entries that may be nested in each other on one thread, through host imports.
+pub const NESTING_LIMIT: u32 = 16;
+
+/// Displacement of a context field from the high half of the context's address.
+const fn field(offset: usize) -> u64 {
+    HOME + offset as u64
+}
+
+macro_rules! frame {
+    ($field:ident) => {
+        field(offset_of!(Context, frame) + offset_of!(crate::context::Frame, $field))
+    };
+}
+
+global_asm!(
+    include_str!("asm/enter.s"),
+    FLAGS = const field(offset_of!(Context, flags)),
+    BASE = const field(offset_of!(Context, base)),
+    GATE_LIMIT = const field(offset_of!(Context, gate_limit)),
+    MXCSR_MASK = const field(offset_of!(Context, mxcsr_mask)),
+    HOST_RSP = const frame!(host_rsp),
+    HOST_GS = const frame!(host_gs),
+    SHADOW = const frame!(shadow),
+    GATE_RSP = const frame!(gate_rsp),
+    GATE_MXCSR = const frame!(gate_mxcsr),
+    GATE_FCW = const frame!(gate_fcw),
+    HOST_FCW = const frame!(host_fcw),
+    IMPORT = const frame!(import),
+    STOP = const frame!(stop),
+    ARGS = const frame!(args),
+    FLOAT_VALUES = const frame!(float_args),
+    RESULT = const frame!(result),
+    FLOAT_RESULT = const frame!(float_result),
+    AVX = const flag::AVX,
+    X87 = const flag::X87,
+    NT = const flag::NT,
+    FSGSBASE = const flag::FSGSBASE,
+    KEEP_GS = const flag::KEEP_GS,
+    CONTROL = const flag::CONTROL,
+    FLOAT_ARGS = const flag::FLOAT_ARGS,
+    FLOAT_IMPORTS = const flag::FLOAT_IMPORTS,
+    STOP_STACK = const stop::STACK,
+    dispatch = sym host_import,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn cordon_loader_enter(high_half: u64, native_rsp: u64);
+    fn cordon_loader_abort();
+    fn cordon_loader_host_gate();
+    fn cordon_loader_copy(to: *mut u8, from: *const u8, len: usize) -> u32;
+    fn cordon_loader_copy_fault();
+}
+
+/// Address of the code that ends the running entry; it wants the high half of the context's address in rcx.
+pub fn abort_address() -> u64 {
+    cordon_loader_abort as *const () as u64
+}
+
+/// Address of the gate to host functions; it wants the import index in eax.
+pub fn host_gate_address() -> u64 {
+    cordon_loader_host_gate as *const () as u64
+}
+
+/// The host's copy routine, and where it goes on when a copy faults.
+pub fn copy_routine() -> (std::ops::Range<u64>, u64) {
+    let recovery = cordon_loader_copy_fault as *const () as u64;
+    (cordon_loader_copy as *const () as u64..recovery, recovery)
+}
+
+/// Copies `len` bytes; gives whether every byte could be read and written.
+///
+/// # Safety
+/// Each of the two ranges is host memory valid for the access, or lies wholly inside a window's reservation, where any page may be missing.
+pub unsafe fn try_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
+    crate::fault::install();
+    // SAFETY: the caller's promise; a fault inside the routine is turned into the result 1 by the signal handler.
+    unsafe { cordon_loader_copy(to, from, len) == 0 }
+}
+
+/// What a call passes in registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    pub ints: [u64; 6],
+    pub floats: Option<[f64; 8]>,
+}
+
+/// What a call left in rax and xmm0.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned {
+    pub int: u64,
+    pub float: f64,
+}
+
+/// What the host functions of one outermost call leave for its end.
+#[derive(Debug, Default)]
+pub struct Invocation {
+    /// Why the call ends when the running host function returns.
+    pub outcome: Option<Error>,
+}
+
+/// Calls text address `target` in `window`.
+///
+/// # Errors
+/// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], or [`Error::Memory`] if this thread's native stack cannot be made.
+pub fn enter(window: &Inner, target: u64, registers: &Registers) -> Result<Returned, Error> {
+    let local = thread::local()?;
+    let outer = local.current.get();
+    // SAFETY: `outer` is null or the context of an invocation that is still running further up this thread's stack.
+    let nesting = if outer.is_null() { 1 } else { unsafe { (*outer).nesting + 1 } };
+    if nesting > NESTING_LIMIT {
+        return Err(Error::Nesting);
+    }
+    let stack = local.take_stack(window.image.stack_size())?;
+    let cx = stack.context();
+    let mut invocation = Invocation::default();
+    // SAFETY: the context belongs to the native stack that was just taken, so nothing else refers to it until it is given back below.
+    unsafe {
+        if (*cx).owner != window.id {
+            window.fill(&mut *cx, &stack);
+        }
+        (*cx).target = target;
+        (*cx).nesting = nesting;
+        (*cx).outer = outer as u64;
+        (*cx).invocation = ptr::from_mut(&mut invocation) as u64;
+    }
+    local.current.set(cx);
+    // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
+    // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
+    let returned = unsafe { run(cx, cx as u64, window.flags, registers) };
+    local.current.set(outer);
+    let returned = match returned {
+        Ok(returned) => Ok(returned),
+        // SAFETY: the context is still this invocation's.
+        Err(code) => Err(unsafe { ended(window, cx, code, &mut invocation) }),
+    };
+    local.give_back(stack);
+    returned
+}
+
+/// Calls text address `target` in the window of the invocation `cx`, from a host function which that invocation called; it runs below
+/// the handler's frames on the same native stack.
+///
+/// # Errors
+/// As [`enter`].
+///
+/// # Safety
+/// `cx` is the running invocation of this thread and a host function of it is running; `target` is as for [`enter`].
+pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, registers: &Registers) -> Result<Returned, Error> {
+    // SAFETY: the caller's promise: the context is valid and only this thread uses it.
+    unsafe {
+        let saved = (*cx).frame;
+        let flags = (*cx).flags;
+        // One word for the target, then the return address at 8 modulo 16, as at any entry.
+        let rsp = saved.gate_rsp.wrapping_sub(8) & !15;
+        if rsp < (*cx).gate_limit || (*cx).nesting >= NESTING_LIMIT {
+            return Err(Error::Nesting);
+        }
+        *(rsp as *mut u64) = target;
+        (*cx).nesting += 1;
+        let returned = run(cx, rsp, flags & !flag::FLOAT_ARGS, registers);
+        let returned = returned.map_err(|code| {
+            let invocation = (*cx).invocation as *mut Invocation;
+            ended(window, cx, code, &mut *invocation)
+        });
+        (*cx).nesting -= 1;
+        (*cx).frame = saved;
+        (*cx).flags = flags;
+        returned
+    }
+}
+
+/// Runs the assembly; gives the stop code if the handler did not return.
+///
+/// # Safety
+/// As for [`enter`]: `cx` is filled in, the word at `rsp` is the address to call, and below `rsp` the native stack is free.
+unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, registers: &Registers) -> Result<Returned, u32> {
+    // SAFETY: the caller's promise; the assembly keeps every register that the C calling convention keeps.
+    unsafe {
+        let mut flags = flags;
+        (*cx).frame.args = registers.ints;
+        if let Some(floats) = registers.floats {
+            (*cx).frame.float_args = floats;
+            flags |= flag::FLOAT_ARGS;
+        }
+        (*cx).flags = flags;
+        (*cx).frame.stop = stop::NONE;
+        if flags & flag::FSGSBASE == 0 {
+            run_with_system_calls(cx, rsp);
+        } else {
+            cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp);
+        }
+        match (*cx).frame.stop {
+            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
+            code => Err(code),
+        }
+    }
+}
+
+/// The way in where user mode may not write the segment base itself (before Linux 5.9).
+///
+/// # Safety
+/// As for [`run`].
+#[cold]
+unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64) {
+    // SAFETY: the caller's promise; the segment base found is restored.
+    unsafe {
+        let host = thread::segment_base();
+        thread::set_segment_base((*cx).base);
+        cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp);
+        if (*cx).flags & flag::KEEP_GS == 0 {
+            thread::set_segment_base(host);
+        }
+    }
+}
+
+/// Why the entry that `cx` describes ended.
+///
+/// # Safety
+/// `cx` is this thread's context of an entry into `window` that just ended.
+#[cold]
+unsafe fn ended(window: &Inner, cx: *mut Context, code: u32, invocation: &mut Invocation) -> Error {
+    // SAFETY: the caller's promise.
+    let cx = unsafe { &mut *cx };
+    cx.pending.store(0, Ordering::Relaxed);
+    match code {
+        stop::IMPORT => invocation.outcome.take().unwrap_or(Error::Internal("a host function ended the call without a reason")),
+        _ => Error::Fault(Box::new(Fault::of(window, cx, code))),
+    }
+}

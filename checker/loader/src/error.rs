@@ -1,0 +1,79 @@
+//! What can go wrong between the host and the loader.
+
+use crate::fault::Fault;
+use cordon_checker::{LayoutError, Reject, note::NoteError};
+use std::io;
+
+/// Why an image was not loaded, a window not made, or a call not completed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is not an image: `what` says which rule of the container it breaks.
+    #[error("not a Cordon image: {what} (file offset {offset:#x})")]
+    Format { what: &'static str, offset: u64 },
+    /// The image note is malformed.
+    #[error("malformed image note: {0:?}")]
+    Note(NoteError),
+    /// The image is for a kernel host or for a stack place that this loader does not offer.
+    #[error("image does not fit this host: {0}")]
+    Host(&'static str),
+    /// The layout is not valid under the policy.
+    #[error("layout refused: {0}")]
+    Layout(LayoutError),
+    /// The checker refused the text.
+    #[error("text refused: {0}")]
+    Rejected(Reject),
+    /// The text uses an instruction-set extension that this CPU or kernel does not offer.
+    #[error("this CPU lacks {0}")]
+    Cpu(&'static str),
+    /// The image wants more memory than the options allow.
+    #[error("image wants {wanted} bytes of memory per window, {limit} are allowed")]
+    MemoryLimit { wanted: u64, limit: u64 },
+    /// The image lists an import that the host does not offer.
+    #[error("import `{0}` is not offered")]
+    MissingImport(String),
+    /// The kernel refused memory.
+    #[error("cannot {what}: {error}")]
+    Memory { what: &'static str, error: io::Error },
+    /// The fast window is taken, or something lies below 4 GiB + 64 KiB.
+    #[error("fast window not available: {0}")]
+    FastWindow(&'static str),
+    /// The image has no entry of this name (or this entry belongs to another image).
+    #[error("no entry `{0}`")]
+    NoEntry(String),
+    /// More than six integer or eight floating-point arguments.
+    #[error("too many arguments")]
+    TooManyArguments,
+    /// Byte arguments do not fit the image's argument area.
+    #[error("arguments need {wanted} bytes, the argument area has {available}")]
+    ArgumentArea { wanted: u64, available: u64 },
+    /// A window range that is not mapped, or not writable by the host.
+    #[error("window range {offset:#x}+{len:#x} is not accessible")]
+    Range { offset: u64, len: u64 },
+    /// A callback value that names no function.
+    #[error("code pointer {0:#x} names no function")]
+    BadCodePointer(u64),
+    /// Too many invocations are nested on this thread.
+    #[error("calls are nested too deeply")]
+    Nesting,
+    /// The handler was stopped by a fault.
+    #[error("handler stopped: {0}")]
+    Fault(Box<Fault>),
+    /// A host import ended the call.
+    #[error("import `{import}` ended the call: {message}")]
+    Import { import: String, message: String },
+    /// Something that cannot happen did; a bug of the loader.
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+}
+
+impl Error {
+    /// The fault, if a fault ended the call.
+    #[must_use]
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            Error::Fault(fault) => Some(fault),
+            _ => None,
+        }
+    }
+}

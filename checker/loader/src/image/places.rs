@@ -1,0 +1,98 @@
+//! Which function and which original instruction a text offset belongs to: for reports only, from untrusted tables.
+
+use super::elf::Parts;
+use std::fmt;
+
+/// Longest name kept, in bytes; the rest is cut off.
+const NAME_LIMIT: usize = 512;
+
+/// Where an instruction came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Object file or archive member.
+    pub object: String,
+    /// ELF section index in that object.
+    pub section: u32,
+    /// Byte offset in that section.
+    pub offset: u32,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} section {} offset {:#x}", self.object, self.section, self.offset)
+    }
+}
+
+/// Symbols and the old→new map of an image.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Offset, size, name; ascending by offset.
+    symbols: Vec<(u32, u32, String)>,
+    /// New offset, object, section, old offset; ascending.
+    map: Vec<[u32; 4]>,
+    objects: Vec<String>,
+}
+
+impl Places {
+    pub fn new(parts: &Parts<'_>) -> Places {
+        let mut symbols: Vec<_> = parts.symbols.iter().map(|&(start, size, name)| (start, size, printable(name))).collect();
+        symbols.sort();
+        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        let mut map: Vec<[u32; 4]> =
+            parts.map.chunks_exact(16).map(|r| [word(r), word(&r[4..]), word(&r[8..]), word(&r[12..])]).collect();
+        map.sort_unstable();
+        let objects = parts.objects.split(|&b| b == 0).map(|name| printable(&String::from_utf8_lossy(name))).collect();
+        Places { symbols, map, objects }
+    }
+
+    /// Name of the function that covers text offset `offset`, and the distance from its start.
+    pub fn function(&self, offset: u32) -> Option<(&str, u32)> {
+        let after = self.symbols.partition_point(|(start, ..)| *start <= offset);
+        let (start, size, name) = self.symbols.get(after.checked_sub(1)?)?;
+        let distance = offset - start;
+        (distance < (*size).max(1)).then_some((name, distance))
+    }
+
+    /// Where the instruction at text offset `offset` came from.
+    pub fn origin(&self, offset: u32) -> Option<Origin> {
+        let after = self.map.partition_point(|[new, ..]| *new <= offset);
+        let [_, object, section, old] = *self.map.get(after.checked_sub(1)?)?;
+        Some(Origin { object: self.objects.get(object as usize)?.clone(), section, offset: old })
+    }
+}
+
+/// `name` without anything that a terminal would act on, cut to [`NAME_LIMIT`].
+pub fn printable(name: &str) -> String {
+    let cut = (0..=NAME_LIMIT.min(name.len())).rev().find(|&i| name.is_char_boundary(i)).unwrap_or(0);
+    name[..cut].chars().map(|c| if c.is_control() || is_direction_mark(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Invisible characters that reorder what follows.
+const fn is_direction_mark(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lose_control_characters_and_length() {
+        assert_eq!(printable("a\u{1b}[31mb\n\u{202e}"), "a\u{fffd}[31mb\u{fffd}\u{fffd}");
+        assert_eq!(printable(&"é".repeat(1000)).len(), NAME_LIMIT);
+    }
+
+    #[test]
+    fn finds_function_and_origin() {
+        let places = Places {
+            symbols: vec![(0, 16, "a".into()), (32, 8, "b".into())],
+            map: vec![[0, 1, 2, 3], [8, 0, 5, 6]],
+            objects: vec!["x.o".into(), "y.o".into()],
+        };
+        assert_eq!(places.function(5), Some(("a", 5)));
+        assert_eq!(places.function(16), None);
+        assert_eq!(places.function(39), Some(("b", 7)));
+        assert_eq!(places.origin(7), Some(Origin { object: "y.o".into(), section: 2, offset: 3 }));
+        assert_eq!(places.origin(100), Some(Origin { object: "x.o".into(), section: 5, offset: 6 }));
+    }
+}

@@ -1,0 +1,278 @@
+//! Host functions that handlers may call.
+
+use crate::context::{Context, stop};
+use crate::enter::{self, Invocation, Registers};
+use crate::error::Error;
+use crate::image::Image;
+use crate::thread;
+use crate::window::Inner;
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Handler-visible bytes of a window.
+const WINDOW: u64 = 1 << 32;
+
+type IntFunction = dyn Fn(&mut CallContext<'_>, [u64; 6]) -> u64 + Send + Sync;
+type FloatFunction = dyn Fn(&mut CallContext<'_>, [f64; 8]) -> f64 + Send + Sync;
+
+/// A host function behind an import.
+#[derive(Clone)]
+pub enum HostFunction {
+    Int(Arc<IntFunction>),
+    Float(Arc<FloatFunction>),
+}
+
+impl HostFunction {
+    /// Whether it takes or gives floating-point values.
+    pub fn uses_floats(&self) -> bool {
+        matches!(self, HostFunction::Float(_))
+    }
+}
+
+impl fmt::Debug for HostFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.uses_floats() { "float function" } else { "function" })
+    }
+}
+
+/// The functions that a host offers to handlers, by name. The loader's own gates (`memcpy`, `cordon.…`) need not be listed.
+#[derive(Clone, Debug, Default)]
+pub struct Imports {
+    functions: HashMap<String, HostFunction>,
+    missing_trap: bool,
+}
+
+impl Imports {
+    /// Offers nothing.
+    #[must_use]
+    pub fn new() -> Imports {
+        Imports::default()
+    }
+
+    /// Offers `function` as `name`. It gets the six integer argument registers and gives the result; pointers among them are window
+    /// offsets, to be used through the context only.
+    ///
+    /// The function runs on the host's stack, in the middle of a call. It must not leave by anything but return or panic (no `longjmp`, no
+    /// thread exit), must leave the signals of [`crate::SIGNALS`] unblocked, and finds the window's base in segment gs. A panic ends the call
+    /// with [`Error::Import`].
+    #[must_use]
+    pub fn function<F>(mut self, name: &str, function: F) -> Imports
+    where
+        F: Fn(&mut CallContext<'_>, [u64; 6]) -> u64 + Send + Sync + 'static,
+    {
+        self.functions.insert(name.to_owned(), HostFunction::Int(Arc::new(function)));
+        self
+    }
+
+    /// Offers a function of up to eight `double`s that gives a `double`, such as `sin`.
+    #[must_use]
+    pub fn float_function<F>(mut self, name: &str, function: F) -> Imports
+    where
+        F: Fn(&mut CallContext<'_>, [f64; 8]) -> f64 + Send + Sync + 'static,
+    {
+        self.functions.insert(name.to_owned(), HostFunction::Float(Arc::new(function)));
+        self
+    }
+
+    /// Lets images be used that list imports which are not offered; calling one is a [`crate::FaultKind::BadCodePointer`].
+    #[must_use]
+    pub fn missing_as_trap(mut self) -> Imports {
+        self.missing_trap = true;
+        self
+    }
+
+    /// The functions behind the imports of `image`, by import index.
+    ///
+    /// # Errors
+    /// [`Error::MissingImport`] for the first one that is not offered.
+    pub(crate) fn resolve(&self, image: &Image) -> Result<Vec<Option<HostFunction>>, Error> {
+        let resolve = |import: &crate::image::ImportName| match self.functions.get(&import.name) {
+            _ if import.built_in => Ok(None),
+            None if !self.missing_trap => Err(Error::MissingImport(import.name.clone())),
+            function => Ok(function.cloned()),
+        };
+        image.imports().iter().map(resolve).collect()
+    }
+}
+
+/// What a host function can do with the window that called it. Every access is a copy, checked against the window; the handler's
+/// code-pointer table is never written.
+#[derive(Debug)]
+pub struct CallContext<'a> {
+    window: &'a Inner,
+    cx: *mut Context,
+    stopped: Option<String>,
+}
+
+impl CallContext<'_> {
+    /// Image of the calling window.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
+        &self.window.image
+    }
+
+    /// Address of window range `offset..offset + len`, if it ends inside the window.
+    fn address(&self, offset: u64, len: usize) -> Result<u64, Error> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= WINDOW => Ok(self.window.base() + offset),
+            _ => Err(Error::Range { offset, len: len as u64 }),
+        }
+    }
+
+    /// Copies window memory at `offset` to `to`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if part of it lies outside the window or is not mapped; `to` is then undefined handler data.
+    pub fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        let from = self.address(offset, to.len())?;
+        // SAFETY: `to` is ours; the source lies inside the window's reservation.
+        let done = unsafe { enter::try_copy(to.as_mut_ptr(), from as *const u8, to.len()) };
+        if done { Ok(()) } else { Err(Error::Range { offset, len: to.len() as u64 }) }
+    }
+
+    /// Copies `from` to window memory at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if part of it lies outside the window, in the table pages or below, is read-only or not mapped; a part may have
+    /// been written then.
+    pub fn write(&mut self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        let to = self.address(offset, from.len())?;
+        let table = self.window.image.table();
+        // SAFETY: `from` is ours; the destination lies inside the window's reservation, above the table pages.
+        let done = offset >= u64::from(table.end) && unsafe { enter::try_copy(to as *mut u8, from.as_ptr(), from.len()) };
+        if done || from.is_empty() { Ok(()) } else { Err(Error::Range { offset, len: from.len() as u64 }) }
+    }
+
+    /// Copies `len` bytes of window memory at `offset`. Check `len` against what makes sense first: that much memory is allocated.
+    ///
+    /// # Errors
+    /// [`Error::Range`] as for [`CallContext::read`].
+    pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        self.address(offset, len)?;
+        let mut bytes = vec![0; len];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies the NUL-terminated string at `offset`, without its NUL.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if there is no NUL among the first `limit` bytes or the string is not readable.
+    pub fn read_c_string(&self, offset: u64, limit: usize) -> Result<Vec<u8>, Error> {
+        const CHUNK: u64 = 256;
+        let mut bytes = Vec::new();
+        while bytes.len() < limit {
+            let at = offset + bytes.len() as u64;
+            let len = (CHUNK - at % CHUNK).min((limit - bytes.len()) as u64) as usize;
+            let chunk = self.read_vec(at, len)?;
+            if let Some(end) = chunk.iter().position(|&b| b == 0) {
+                bytes.extend_from_slice(&chunk[..end]);
+                return Ok(bytes);
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Err(Error::Range { offset, len: limit as u64 })
+    }
+
+    /// Calls the handler function that code pointer `value` names, below the running call on the same stacks.
+    ///
+    /// # Errors
+    /// [`Error::BadCodePointer`] and [`Error::Nesting`] leave the running call as it is. Anything else (a fault, a stop by a nested
+    /// import) ends the running call when the host function returns, whatever it returns; then [`Error::Import`] says so here.
+    pub fn call_back(&mut self, value: u64, ints: [u64; 6]) -> Result<u64, Error> {
+        let target = self.window.image.callback_target(value).ok_or(Error::BadCodePointer(value))?;
+        self.nested(target, ints)
+    }
+
+    /// Calls entry `name`, as [`CallContext::call_back`].
+    ///
+    /// # Errors
+    /// [`Error::NoEntry`], else as [`CallContext::call_back`].
+    pub fn call_entry(&mut self, name: &str, ints: [u64; 6]) -> Result<u64, Error> {
+        let entry = self.window.image.entry(name).and_then(|entry| self.window.image.entry_target(entry));
+        self.nested(entry.ok_or_else(|| Error::NoEntry(name.to_owned()))?, ints)
+    }
+
+    fn nested(&mut self, target: u64, ints: [u64; 6]) -> Result<u64, Error> {
+        // SAFETY: this context exists only while the host function runs; the invocation outlives it.
+        let invocation = unsafe { (*self.cx).invocation as *mut Invocation };
+        // SAFETY: as above.
+        if unsafe { (*invocation).outcome.is_some() } {
+            return Err(ending());
+        }
+        // SAFETY: the target is an entry or a depth-0 text slot, and a host function of this invocation is running.
+        match unsafe { enter::enter_again(self.window, self.cx, target, &Registers { ints, floats: None }) } {
+            Ok(returned) => Ok(returned.int),
+            Err(Error::Nesting) => Err(Error::Nesting),
+            Err(error) => {
+                // SAFETY: as above.
+                unsafe { (*invocation).outcome = Some(error) };
+                Err(ending())
+            }
+        }
+    }
+
+    /// Ends the call with [`Error::Import`] and this message when the host function returns.
+    pub fn stop(&mut self, message: impl fmt::Display) {
+        self.stopped = Some(message.to_string());
+    }
+}
+
+fn ending() -> Error {
+    Error::Import { import: String::new(), message: "the call is ending".to_owned() }
+}
+
+/// What the host gate calls, on the host's stack. Gives 0 to return to the handler, else the call ends.
+pub extern "C" fn host_import(high_half: u64) -> u32 {
+    // SAFETY: the gate passes the half of the context it found from the native stack pointer of this thread's running invocation.
+    let cx = (high_half + crate::context::HOME) as *mut Context;
+    // SAFETY: as above; the window outlives the invocation.
+    let (window, frame) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame) };
+    let function = window.functions.get(frame.import as usize).and_then(Option::as_ref);
+    let mut context = CallContext { window, cx, stopped: None };
+    let outcome = catch_unwind(AssertUnwindSafe(|| match function {
+        Some(HostFunction::Int(function)) => (function(&mut context, frame.args), 0.0),
+        Some(HostFunction::Float(function)) => (0, function(&mut context, frame.float_args)),
+        None => {
+            context.stop("the host does not offer it");
+            (0, 0.0)
+        }
+    }));
+    let stopped = context.stopped;
+    // SAFETY: the invocation is running; nothing else refers to its context now.
+    let cx = unsafe { &mut *cx };
+    if window.flags & crate::context::flag::FSGSBASE == 0 {
+        // SAFETY: the thread goes back into the window or to the exit path, which restores the host's base.
+        unsafe { thread::set_segment_base(window.base()) };
+    }
+    // SAFETY: the invocation's state lives in the frame of the entry that is running.
+    let invocation = unsafe { &mut *(cx.invocation as *mut Invocation) };
+    let message = match outcome {
+        Ok((int, float)) => {
+            cx.frame.result = int;
+            cx.frame.float_result = float;
+            stopped
+        }
+        Err(panic) => Some(format!("panicked: {}", panic_text(&*panic))),
+    };
+    if let (Some(message), None) = (message, &invocation.outcome) {
+        let import = window.image.imports().get(frame.import as usize).map(|i| i.name.clone()).unwrap_or_default();
+        invocation.outcome = Some(Error::Import { import, message });
+    }
+    if cx.pending.load(Ordering::Relaxed) != 0 && invocation.outcome.is_none() {
+        invocation.outcome = Some(Error::Internal("the call was asked to end"));
+    }
+    if invocation.outcome.is_none() {
+        return 0;
+    }
+    cx.frame.stop = stop::IMPORT;
+    1
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -1,0 +1,283 @@
+//! Pages of the process: address ranges drawn at random, mapping over and protecting within a reservation, sealing.
+//!
+//! A reservation is one `PROT_NONE` mapping. While it is in use its pages change only by mapping over them or protecting them,
+//! never by unmapping, so that no other thread's `mmap` can land inside (design-review B12).
+
+use crate::error::Error;
+use std::io;
+use std::ptr;
+
+/// Page size in bytes; x86-64 has no other base page size.
+pub const PAGE: u64 = 4096;
+
+/// `mseal(2)`, Linux 6.10; not in every libc crate's table.
+const SYS_MSEAL: libc::c_long = 462;
+/// End of the user half with four-level page tables; random addresses are drawn below it.
+const USER_END: u64 = 1 << 47;
+/// First address for anything drawn at random: nothing of the loader lies where a fast window or its guard could be (G3).
+const RANDOM_FROM: u64 = 1 << 33;
+/// Draws before giving up; each one fails only if the range is taken.
+const DRAWS: u32 = 256;
+
+/// How a page may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    None,
+    Read,
+    ReadWrite,
+    ReadExecute,
+}
+
+impl Access {
+    const fn bits(self) -> libc::c_int {
+        match self {
+            Access::None => libc::PROT_NONE,
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Access::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
+        }
+    }
+}
+
+/// An owned address range, unmapped when dropped.
+#[derive(Debug)]
+pub struct Pages {
+    start: u64,
+    len: u64,
+}
+
+impl Pages {
+    /// Reserves `len` bytes at exactly `start` without touching anything that is mapped there; `None` if something is.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] for any other failure of `mmap`.
+    pub fn reserve_at(start: u64, len: u64, access: Access) -> Result<Option<Pages>, Error> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping; the new pages belong to nobody else.
+        let got = unsafe { libc::mmap(address(start), size(len), access.bits(), flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EEXIST) => Ok(None),
+                _ => Err(Error::Memory { what: "reserve an address range", error }),
+            };
+        }
+        let pages = Pages { start: got as u64, len };
+        // Kernels before 4.17 take the address as a hint only; dropping `pages` gives the range back.
+        Ok((pages.start == start).then_some(pages))
+    }
+
+    /// Reserves `len` bytes at a random address which is `offset` plus a multiple of `align` (a power of two, at least a page).
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if no free range was found or the kernel gave no random bytes.
+    pub fn reserve_random(len: u64, align: u64, offset: u64, access: Access) -> Result<Pages, Error> {
+        for _ in 0..DRAWS {
+            let start = ((random()? % USER_END) & !(align - 1)).wrapping_add(offset);
+            if start < RANDOM_FROM || start.checked_add(len).is_none_or(|end| end > USER_END - PAGE) {
+                continue;
+            }
+            if let Some(pages) = Pages::reserve_at(start, len, access)? {
+                return Ok(pages);
+            }
+        }
+        Err(Error::Memory { what: "find a free address range", error: io::Error::from_raw_os_error(libc::ENOMEM) })
+    }
+
+    /// First address.
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// First address past the end.
+    pub const fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
+    fn checked(&self, start: u64, len: u64) -> Result<(), Error> {
+        let inside = start >= self.start && start.checked_add(len).is_some_and(|end| end <= self.end());
+        let aligned = start.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
+        if inside && aligned { Ok(()) } else { Err(Error::Internal("a page range leaves its reservation")) }
+    }
+
+    /// Maps fresh zero pages over `start..start + len`, which must lie inside.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn map_zero(&self, start: u64, len: u64, access: Access) -> Result<(), Error> {
+        self.map_over(start, len, access, libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+    }
+
+    /// Maps the beginning of the sealed memory file `fd` read-only over `start..start + len`, which must lie inside.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn map_shared_read_only(&self, start: u64, len: u64, file: &SharedBytes) -> Result<(), Error> {
+        self.map_over(start, len, Access::Read, 0, file.fd)
+    }
+
+    fn map_over(&self, start: u64, len: u64, access: Access, flags: libc::c_int, fd: libc::c_int) -> Result<(), Error> {
+        self.checked(start, len)?;
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_FIXED;
+        // SAFETY: the range lies inside this reservation (checked), which nothing else uses.
+        let got = unsafe { libc::mmap(address(start), size(len), access.bits(), flags, fd, 0) };
+        if got == libc::MAP_FAILED { Err(memory("map pages")) } else { Ok(()) }
+    }
+
+    /// Changes the access of `start..start + len`, which must lie inside.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn protect(&self, start: u64, len: u64, access: Access) -> Result<(), Error> {
+        self.checked(start, len)?;
+        // SAFETY: the range lies inside this reservation (checked).
+        let failed = unsafe { libc::mprotect(address(start), size(len), access.bits()) } != 0;
+        if failed { Err(memory("protect pages")) } else { Ok(()) }
+    }
+
+    /// Gives the private pages of `start..start + len` back to the kernel; they read as zero (or as their file) afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn discard(&self, start: u64, len: u64) -> Result<(), Error> {
+        self.checked(start, len)?;
+        // SAFETY: the range lies inside this reservation (checked); no reference into it is alive while its owner is borrowed mutably.
+        let failed = unsafe { libc::madvise(address(start), size(len), libc::MADV_DONTNEED) } != 0;
+        if failed { Err(memory("discard pages")) } else { Ok(()) }
+    }
+
+    /// Copies `bytes` to `start`; the range must lie inside and be writable.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the range leaves the reservation.
+    ///
+    /// # Safety
+    /// The pages are mapped writable and no reference to them is alive.
+    pub unsafe fn write(&self, start: u64, bytes: &[u8]) -> Result<(), Error> {
+        let inside = start >= self.start && start.checked_add(bytes.len() as u64).is_some_and(|end| end <= self.end());
+        if !inside {
+            return Err(Error::Internal("a write leaves its reservation"));
+        }
+        // SAFETY: inside the reservation, mapped writable as the caller says, and disjoint from `bytes`.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    /// Makes mapping and protection of `start..start + len` final (`mseal`); gives whether the kernel could.
+    pub fn seal(&self, start: u64, len: u64) -> bool {
+        // SAFETY: mseal only forbids later changes.
+        self.checked(start, len).is_ok() && unsafe { libc::syscall(SYS_MSEAL, start, len, 0_u64) } == 0
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the range is owned and, with its owner gone, unused.
+        if unsafe { libc::munmap(address(self.start), size(self.len)) } != 0 {
+            self.unmap_around_seals();
+        }
+    }
+}
+
+impl Pages {
+    /// Unmaps what is not sealed, page range by page range: sealed pages stay to the end of the process.
+    fn unmap_around_seals(&self) {
+        let mut ranges = vec![(self.start, self.len)];
+        while let Some((start, len)) = ranges.pop() {
+            // SAFETY: a part of the owned, unused range.
+            if unsafe { libc::munmap(address(start), size(len)) } != 0 && len > PAGE {
+                let half = (len / 2).next_multiple_of(PAGE);
+                ranges.push((start, half));
+                ranges.push((start + half, len - half));
+            }
+        }
+    }
+}
+
+/// A sealed memory file: bytes that every window of an image maps read-only.
+#[derive(Debug)]
+pub struct SharedBytes {
+    fd: libc::c_int,
+}
+
+impl SharedBytes {
+    /// Makes an unchangeable memory file of `len` bytes: `parts` at their offsets, zero besides.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn new(parts: &[(u64, &[u8])], len: u64) -> Result<SharedBytes, Error> {
+        // SAFETY: a constant NUL-terminated name.
+        let fd = unsafe { libc::memfd_create(c"cordon".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if fd < 0 {
+            return Err(memory("make a memory file"));
+        }
+        let file = SharedBytes { fd };
+        // SAFETY: our own descriptor.
+        if unsafe { libc::ftruncate(fd, len.cast_signed()) } != 0 {
+            return Err(memory("size a memory file"));
+        }
+        for (offset, bytes) in parts {
+            file.fill(*offset, bytes)?;
+        }
+        let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+        // SAFETY: our own descriptor.
+        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(memory("seal a memory file"));
+        }
+        Ok(file)
+    }
+
+    fn fill(&self, mut offset: u64, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            // SAFETY: our own descriptor; `bytes` is valid for reads of its length.
+            let wrote = unsafe { libc::pwrite(self.fd, bytes.as_ptr().cast(), bytes.len(), offset.cast_signed()) };
+            match usize::try_from(wrote).ok().and_then(|n| bytes.split_at_checked(n)) {
+                Some((done, rest)) if !done.is_empty() => {
+                    bytes = rest;
+                    offset += done.len() as u64;
+                }
+                _ => return Err(memory("fill a memory file")),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SharedBytes {
+    fn drop(&mut self) {
+        // SAFETY: our own descriptor, closed once; mappings of it stay valid.
+        unsafe { libc::close(self.fd) };
+    }
+}
+
+/// 64 random bits from the kernel.
+///
+/// # Errors
+/// [`Error::Memory`] if the kernel gives none.
+pub fn random() -> Result<u64, Error> {
+    let mut bytes = [0_u8; 8];
+    loop {
+        // SAFETY: the buffer is valid for eight bytes.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if got == 8 {
+            return Ok(u64::from_ne_bytes(bytes));
+        }
+        let error = io::Error::last_os_error();
+        if got < 0 && error.raw_os_error() != Some(libc::EINTR) {
+            return Err(Error::Memory { what: "get random bytes", error });
+        }
+    }
+}
+
+fn memory(what: &'static str) -> Error {
+    Error::Memory { what, error: io::Error::last_os_error() }
+}
+
+fn address(start: u64) -> *mut libc::c_void {
+    start as *mut libc::c_void
+}
+
+/// Lengths here are at most a few times 4 GiB and the target is 64-bit.
+const fn size(len: u64) -> usize {
+    len as usize
+}

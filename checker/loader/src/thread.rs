@@ -1,0 +1,206 @@
+//! What each thread has: native stacks, an alternate signal stack, and the running invocation.
+
+use crate::context::{Context, HOME};
+use crate::error::Error;
+use crate::pages::{Access, PAGE, Pages};
+use cordon_checker::layout::DEPTH_LIMIT;
+use std::arch::asm;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ptr;
+
+/// Unmapped bytes below a native stack: more than any accepted frame can step over (design-review A6).
+const GUARD: u64 = DEPTH_LIMIT as u64 + (64 << 10);
+/// Bytes of native stack that must be left when a host function is called; its callbacks run there.
+const GATE_RESERVE: u64 = 4 << 10;
+/// Size of the alternate signal stack, bytes; the frame of a CPU with AMX takes 11 KiB.
+const SIGNAL_STACK: u64 = 64 << 10;
+/// Idle native stacks that a thread keeps.
+const IDLE_LIMIT: usize = 4;
+
+const _: () = assert!(size_of::<Context>() <= PAGE as usize);
+
+/// A native stack with the context above it.
+#[derive(Debug)]
+pub struct NativeStack {
+    pages: Pages,
+    size: u64,
+}
+
+impl NativeStack {
+    fn new(size: u64) -> Result<NativeStack, Error> {
+        let top = HOME.checked_sub(size + GUARD).ok_or(Error::Host("its stack does not fit below the entry stack pointer"))?;
+        let pages = Pages::reserve_random(GUARD + size + 2 * PAGE, 1 << 32, top, Access::None)?;
+        pages.map_zero(pages.start() + GUARD, size + PAGE, Access::ReadWrite)?;
+        Ok(NativeStack { pages, size })
+    }
+
+    /// The context; zero until an entry fills it in.
+    pub fn context(&self) -> *mut Context {
+        (self.pages.start() + GUARD + self.size) as *mut Context
+    }
+
+    /// First address of the guard.
+    pub fn guard(&self) -> u64 {
+        self.pages.start()
+    }
+
+    /// First mapped address.
+    pub fn start(&self) -> u64 {
+        self.pages.start() + GUARD
+    }
+
+    /// Host imports are refused when rsp is below this address.
+    pub fn gate_limit(&self) -> u64 {
+        self.start() + GATE_RESERVE.min(self.size / 8)
+    }
+}
+
+/// Per-thread state. Only `current` is read by the signal handler.
+#[derive(Debug)]
+pub struct Local {
+    /// Innermost running invocation of this thread, or null.
+    pub current: Cell<*mut Context>,
+    ready: Cell<bool>,
+}
+
+thread_local! {
+    static LOCAL: Local = const { Local { current: Cell::new(ptr::null_mut()), ready: Cell::new(false) } };
+    static OWNED: RefCell<Owned> = const { RefCell::new(Owned { idle: Vec::new(), signal_stack: None }) };
+}
+
+/// What is unmapped when the thread ends.
+struct Owned {
+    idle: Vec<NativeStack>,
+    signal_stack: Option<Pages>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let Some(pages) = &self.signal_stack else { return };
+        // SAFETY: a zeroed stack_t is valid; the calls read and write only it. Our stack is taken out of use before it is unmapped.
+        unsafe {
+            let mut stack: libc::stack_t = std::mem::zeroed();
+            if libc::sigaltstack(ptr::null(), &raw mut stack) == 0 && stack.ss_sp as u64 == pages.start() + PAGE {
+                stack.ss_flags = libc::SS_DISABLE;
+                libc::sigaltstack(&raw const stack, ptr::null_mut());
+            }
+        }
+        LOCAL.with(|local| local.ready.set(false));
+    }
+}
+
+/// The innermost running invocation of this thread, or null. Safe in a signal handler: the variable needs no initialisation.
+pub fn current() -> *mut Context {
+    LOCAL.with(|local| local.current.get())
+}
+
+/// This thread's state, set up on first use.
+///
+/// # Errors
+/// [`Error::Memory`] if the alternate signal stack cannot be made.
+pub fn local() -> Result<&'static Local, Error> {
+    // SAFETY: the variable has no destructor and lives as long as the thread; `Local` is neither `Send` nor `Sync`, so the reference
+    // stays on this thread.
+    let local = LOCAL.with(|local| unsafe { &*ptr::from_ref(local) });
+    if !local.ready.get() {
+        set_up(local)?;
+    }
+    Ok(local)
+}
+
+#[cold]
+fn set_up(local: &Local) -> Result<(), Error> {
+    crate::fault::install();
+    clear_segment_selector();
+    unblock_signals();
+    let pages = Pages::reserve_random(SIGNAL_STACK + PAGE, PAGE, 0, Access::None)?;
+    let start = pages.start() + PAGE;
+    pages.map_zero(start, SIGNAL_STACK, Access::ReadWrite)?;
+    let stack = libc::stack_t { ss_sp: start as *mut libc::c_void, ss_flags: 0, ss_size: SIGNAL_STACK as usize };
+    // SAFETY: the stack is mapped and owned until the thread ends.
+    if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
+        return Err(Error::Memory { what: "set the alternate signal stack", error: io::Error::last_os_error() });
+    }
+    let kept = OWNED.try_with(|owned| owned.borrow_mut().signal_stack = Some(pages));
+    if kept.is_err() {
+        return Err(Error::Internal("a window was entered while its thread ends"));
+    }
+    local.ready.set(true);
+    Ok(())
+}
+
+/// Without FSGSBASE a context switch restores the base from a selector that is not 0, so there must be none (design-review C1).
+fn clear_segment_selector() {
+    let selector: u16;
+    // SAFETY: reads the selector; loading 0 changes it only where the host had one.
+    unsafe {
+        asm!("mov {0:x}, gs", out(reg) selector, options(nomem, nostack, preserves_flags));
+        if selector != 0 {
+            asm!("mov gs, {0:x}", in(reg) 0_u16, options(nomem, nostack, preserves_flags));
+        }
+    }
+}
+
+/// A blocked SIGSEGV would kill the process at a handler's fault (design-review B11).
+fn unblock_signals() {
+    // SAFETY: the set is initialised before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in crate::fault::SIGNALS {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
+    }
+}
+
+impl Local {
+    /// A native stack of `size` bytes that no running invocation uses.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if a new one cannot be mapped.
+    pub fn take_stack(&self, size: u64) -> Result<NativeStack, Error> {
+        let idle = OWNED.try_with(|owned| {
+            let idle = &mut owned.borrow_mut().idle;
+            idle.iter().rposition(|stack| stack.size == size).map(|at| idle.swap_remove(at))
+        });
+        match idle {
+            Ok(Some(stack)) => Ok(stack),
+            _ => NativeStack::new(size),
+        }
+    }
+
+    /// Keeps `stack` for the next invocation.
+    pub fn give_back(&self, stack: NativeStack) {
+        // A thread that is ending just unmaps it.
+        let _ = OWNED.try_with(|owned| {
+            let idle = &mut owned.borrow_mut().idle;
+            if idle.len() >= IDLE_LIMIT {
+                idle.remove(0);
+            }
+            idle.push(stack);
+        });
+    }
+}
+
+/// `ARCH_SET_GS` and `ARCH_GET_GS` of `arch_prctl(2)`.
+const ARCH_SET_GS: libc::c_int = 0x1001;
+const ARCH_GET_GS: libc::c_int = 0x1004;
+
+/// The base of segment gs, by system call.
+pub fn segment_base() -> u64 {
+    let mut base = 0_u64;
+    // SAFETY: writes only `base`; the call cannot fail for this operation.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_GS, &raw mut base) };
+    base
+}
+
+/// Sets the base of segment gs, by system call.
+///
+/// # Safety
+/// No code of this thread relies on the present base.
+pub unsafe fn set_segment_base(base: u64) {
+    // SAFETY: the caller's promise; a canonical user address is always taken.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) };
+}

@@ -1,0 +1,453 @@
+//! Windows: reservation, tables, memory, calls.
+
+use crate::context::{Context, flag};
+use crate::enter::{self, Registers, Returned};
+use crate::error::Error;
+use crate::image::{Entry, Image, Spare};
+use crate::imports::{HostFunction, Imports};
+use crate::pages::{Access, PAGE, Pages};
+use crate::thread::NativeStack;
+use cordon_checker::layout::{Region, RegionKind, Slot};
+use cordon_checker::note::INIT_ENTRY;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Handler-visible bytes of a window.
+const WINDOW: u64 = 1 << 32;
+/// Control region below a window, unused in user mode but never anyone else's.
+const CONTROL: u64 = 128 << 10;
+/// Never mapped, above the window: an access may begin on its last byte and be 64 bytes wide (design-review B1).
+const EDGE: u64 = 64 << 10;
+/// Distance of the bases that a window is drawn from. Multiples of 32 MiB change only the pairs 12^27, 13^26 and 14^25 of Zen's way
+/// predictor, so that windows of a busy host differ there, and leave the pair 15^20 in which native and data stack differ.
+const BASE_STEP: u64 = 32 << 20;
+const BASE_STEPS: u64 = 8;
+/// Default of the kernel's `vm.mmap_min_addr`, where it cannot be read.
+const LOWEST_MAPPABLE: u64 = 64 << 10;
+/// Byte arguments begin at multiples of this.
+const ARGUMENT_ALIGN: u64 = 16;
+
+/// One argument of [`Window::call`].
+#[derive(Clone, Copy, Debug)]
+pub enum Arg<'a> {
+    /// An integer, or a pointer as window offset.
+    Int(u64),
+    /// A `double`.
+    Float(f64),
+    /// Bytes that are copied to the argument area; the handler gets a pointer to them (and no length).
+    Bytes(&'a [u8]),
+}
+
+impl From<u64> for Arg<'_> {
+    fn from(value: u64) -> Self {
+        Arg::Int(value)
+    }
+}
+
+impl From<f64> for Arg<'_> {
+    fn from(value: f64) -> Self {
+        Arg::Float(value)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Arg<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Arg::Bytes(bytes)
+    }
+}
+
+/// The part of a window that running calls refer to.
+#[derive(Debug)]
+pub struct Inner {
+    /// Never used for another window.
+    pub id: u64,
+    pub image: Arc<Image>,
+    /// Address of window offset 0.
+    base: u64,
+    /// `None` only while dropped.
+    pages: Option<Pages>,
+    /// See [`flag`].
+    pub flags: u32,
+    /// Host functions by import index; `None` for built-in gates and for imports that are not offered.
+    pub functions: Vec<Option<HostFunction>>,
+    /// Which imports the tables lead to, by import index.
+    offered: Vec<bool>,
+    sealed: bool,
+}
+
+/// A handler's memory and a way to call it.
+///
+/// `&mut` on the calling methods is the lock of DESIGN §2: one invocation at a time. A window can be moved to other threads.
+#[derive(Debug)]
+pub struct Window {
+    inner: Box<Inner>,
+    /// Bytes of the argument area in use by [`Window::place`].
+    placed: u64,
+}
+
+impl Window {
+    /// Makes a window at a random base and runs the image's initialisation, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::MissingImport`] if the image lists an import that `imports` does not offer, [`Error::Memory`], or what
+    /// the initialisation ended with.
+    pub fn new(image: &Arc<Image>, imports: &Imports) -> Result<Window, Error> {
+        Window::create(image, imports, false)
+    }
+
+    /// Makes the process's one window at base 0, in which memory accesses are fastest.
+    ///
+    /// Nothing else may lie below 4 GiB + 64 KiB, which is so in position-independent programs. With [`crate::LoadOptions::seal`] on a kernel
+    /// that has `mseal`, base 0 stays with this image even after the window is dropped.
+    ///
+    /// # Errors
+    /// [`Error::FastWindow`] if there is one already or something else lies there; else as [`Window::new`].
+    pub fn new_fast(image: &Arc<Image>, imports: &Imports) -> Result<Window, Error> {
+        Window::create(image, imports, true)
+    }
+
+    fn create(image: &Arc<Image>, imports: &Imports, fast: bool) -> Result<Window, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let functions = imports.resolve(image)?;
+        let floats = functions.iter().flatten().any(HostFunction::uses_floats);
+        let offered: Vec<bool> = image.imports().iter().zip(&functions).map(|(i, f)| i.built_in || f.is_some()).collect();
+        let spare = image.take_spare(fast, &offered);
+        let sealed = spare.is_some();
+        let (pages, base) = match spare {
+            Some(spare) => (spare.pages, spare.base),
+            None => reserve(fast)?,
+        };
+        let mut inner = Box::new(Inner {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            image: Arc::clone(image),
+            base,
+            pages: Some(pages),
+            flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
+            functions,
+            offered,
+            sealed,
+        });
+        inner.map_regions()?;
+        if !sealed {
+            inner.write_tables()?;
+        }
+        let mut window = Window { inner, placed: 0 };
+        window.initialise()?;
+        Ok(window)
+    }
+
+    /// The image that the window was made from.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
+        &self.inner.image
+    }
+
+    /// Whether this is the window at base 0.
+    #[must_use]
+    pub fn is_fast(&self) -> bool {
+        self.inner.base == 0
+    }
+
+    /// Calls entry `name` with up to six integers (byte slices among them) and eight `double`s; gives the integer result (rax).
+    ///
+    /// # Errors
+    /// [`Error::NoEntry`], [`Error::TooManyArguments`], [`Error::ArgumentArea`], or what the call ended with: [`Error::Fault`],
+    /// [`Error::Import`], [`Error::Nesting`]. The window can be used again after every error.
+    pub fn call(&mut self, name: &str, args: &[Arg<'_>]) -> Result<u64, Error> {
+        Ok(self.call_with(name, args)?.int)
+    }
+
+    /// As [`Window::call`], for entries that return a `double` (xmm0).
+    ///
+    /// # Errors
+    /// As [`Window::call`].
+    pub fn call_float(&mut self, name: &str, args: &[Arg<'_>]) -> Result<f64, Error> {
+        Ok(self.call_with(name, args)?.float)
+    }
+
+    fn call_with(&mut self, name: &str, args: &[Arg<'_>]) -> Result<Returned, Error> {
+        let entry = self.inner.image.entry(name).ok_or_else(|| Error::NoEntry(name.to_owned()))?;
+        let placed = self.placed;
+        let registers = self.registers(args);
+        self.placed = placed;
+        self.run(entry, &registers?)
+    }
+
+    /// Calls `entry` with integer arguments only, the quickest way in.
+    ///
+    /// # Errors
+    /// As [`Window::call`].
+    #[inline]
+    pub fn call_entry(&mut self, entry: Entry, ints: [u64; 6]) -> Result<u64, Error> {
+        Ok(self.run(entry, &Registers { ints, floats: None })?.int)
+    }
+
+    fn run(&mut self, entry: Entry, registers: &Registers) -> Result<Returned, Error> {
+        let target = self.inner.image.entry_target(entry).ok_or_else(|| Error::NoEntry("of another image".to_owned()))?;
+        enter::enter(&self.inner, target, registers)
+    }
+
+    /// Distributes arguments over registers (psABI x86-64, 3.2.3), placing byte slices.
+    fn registers(&mut self, args: &[Arg<'_>]) -> Result<Registers, Error> {
+        let mut registers = Registers::default();
+        let mut floats = [0.0; 8];
+        let (mut next_int, mut next_float) = (0, 0);
+        for arg in args {
+            let value = match arg {
+                Arg::Float(value) => {
+                    *floats.get_mut(next_float).ok_or(Error::TooManyArguments)? = *value;
+                    next_float += 1;
+                    continue;
+                }
+                Arg::Int(value) => *value,
+                Arg::Bytes(bytes) => u64::from(self.place(bytes)?),
+            };
+            *registers.ints.get_mut(next_int).ok_or(Error::TooManyArguments)? = value;
+            next_int += 1;
+        }
+        registers.floats = (next_float > 0).then_some(floats);
+        Ok(registers)
+    }
+
+    /// Copies `bytes` to the argument area behind what was placed there before; gives their window offset, a multiple of 16. They stay
+    /// until [`Window::clear_arguments`] or [`Window::reset`]; byte arguments of a call go behind them.
+    ///
+    /// # Errors
+    /// [`Error::ArgumentArea`] if they do not fit.
+    pub fn place(&mut self, bytes: &[u8]) -> Result<u32, Error> {
+        let area = self.region(RegionKind::Argument).unwrap_or(Region { start: 0, end: 0, kind: RegionKind::Argument });
+        let available = u64::from(area.end - area.start).saturating_sub(self.placed);
+        let wanted = (bytes.len() as u64).next_multiple_of(ARGUMENT_ALIGN);
+        if wanted > available {
+            return Err(Error::ArgumentArea { wanted, available });
+        }
+        let offset = area.start + self.placed as u32;
+        self.write(offset, bytes)?;
+        self.placed += wanted;
+        Ok(offset)
+    }
+
+    /// Forgets what [`Window::place`] placed; the bytes stay until they are written over.
+    pub fn clear_arguments(&mut self) {
+        self.placed = 0;
+    }
+
+    /// The first region of `kind`.
+    #[must_use]
+    pub fn region(&self, kind: RegionKind) -> Option<Region> {
+        self.inner.image.regions().iter().copied().find(|r| r.kind == kind)
+    }
+
+    /// Window memory `offset..offset + len`, which must lie in one region.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if it does not.
+    pub fn bytes(&self, offset: u32, len: u32) -> Result<&[u8], Error> {
+        let at = self.inner.address_in(offset, len, |_| true)?;
+        // SAFETY: the range lies in a mapped, readable region; nothing writes it while the window is borrowed: its handler does not run.
+        Ok(unsafe { std::slice::from_raw_parts(at as *const u8, len as usize) })
+    }
+
+    /// Window memory `offset..offset + len`, which must lie in one writable region.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if it does not.
+    pub fn bytes_mut(&mut self, offset: u32, len: u32) -> Result<&mut [u8], Error> {
+        let at = self.inner.address_in(offset, len, |kind| kind != RegionKind::Rodata)?;
+        // SAFETY: the range lies in a mapped, writable region, and the window is borrowed mutably.
+        Ok(unsafe { std::slice::from_raw_parts_mut(at as *mut u8, len as usize) })
+    }
+
+    /// Copies window memory at `offset` to `to`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the range is not in one region.
+    pub fn read(&self, offset: u32, to: &mut [u8]) -> Result<(), Error> {
+        let len = u32::try_from(to.len()).map_err(|_| Error::Range { offset: offset.into(), len: to.len() as u64 })?;
+        to.copy_from_slice(self.bytes(offset, len)?);
+        Ok(())
+    }
+
+    /// Copies `from` to window memory at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the range is not in one writable region.
+    pub fn write(&mut self, offset: u32, from: &[u8]) -> Result<(), Error> {
+        let len = u32::try_from(from.len()).map_err(|_| Error::Range { offset: offset.into(), len: from.len() as u64 })?;
+        self.bytes_mut(offset, len)?.copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Brings memory back to the image's initial state and runs the initialisation again.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], or what the initialisation ended with.
+    pub fn reset(&mut self) -> Result<(), Error> {
+        self.placed = 0;
+        let pages = self.inner.pages()?;
+        for region in self.inner.image.regions().iter().filter(|r| r.kind != RegionKind::Rodata) {
+            pages.discard(self.inner.base + u64::from(region.start), u64::from(region.end - region.start))?;
+        }
+        self.inner.write_data()?;
+        self.initialise()
+    }
+
+    fn initialise(&mut self) -> Result<(), Error> {
+        match self.inner.image.entry(INIT_ENTRY) {
+            Some(entry) => self.call_entry(entry, [0; 6]).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn pages(&self) -> Result<&Pages, Error> {
+        self.pages.as_ref().ok_or(Error::Internal("a window without its reservation"))
+    }
+
+    /// Address of window offset 0.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    fn address_in(&self, offset: u32, len: u32, kinds: impl Fn(RegionKind) -> bool) -> Result<u64, Error> {
+        let end = u64::from(offset) + u64::from(len);
+        let fits = |r: &&Region| kinds(r.kind) && r.start <= offset && end <= u64::from(r.end);
+        match self.image.regions().iter().find(fits) {
+            Some(_) => Ok(self.base + u64::from(offset)),
+            None => Err(Error::Range { offset: offset.into(), len: len.into() }),
+        }
+    }
+
+    /// Maps every region; the rest of the window stays inaccessible.
+    fn map_regions(&self) -> Result<(), Error> {
+        let pages = self.pages()?;
+        let place = |region: &Region| (self.base + u64::from(region.start), u64::from(region.end - region.start));
+        for region in self.image.regions().iter().filter(|r| r.kind != RegionKind::Rodata) {
+            let (start, len) = place(region);
+            pages.map_zero(start, len, Access::ReadWrite)?;
+        }
+        for (region, file) in self.image.rodata() {
+            let (start, len) = place(region);
+            pages.map_shared_read_only(start, len, file)?;
+        }
+        self.write_data()
+    }
+
+    /// Writes the initial bytes of the data regions, which are zero besides.
+    fn write_data(&self) -> Result<(), Error> {
+        let pages = self.pages()?;
+        for initial in self.image.data() {
+            // SAFETY: every initial range lies in a data region, mapped writable; no slice of it is alive: the caller has the window alone.
+            unsafe { pages.write(self.base + u64::from(initial.start), &initial.bytes)? };
+        }
+        Ok(())
+    }
+
+    /// Writes the code-pointer tables and makes their pages read-only.
+    fn write_tables(&mut self) -> Result<(), Error> {
+        let bytes = self.tables();
+        let (start, len) = (self.base + u64::from(self.image.table().start), bytes.len() as u64);
+        let pages = self.pages()?;
+        pages.map_zero(start, len, Access::ReadWrite)?;
+        // SAFETY: just mapped writable, nobody refers to it.
+        unsafe { pages.write(start, &bytes)? };
+        pages.protect(start, len, Access::Read)?;
+        self.sealed = self.image.options().seal && pages.seal(start, len);
+        Ok(())
+    }
+
+    /// Content of the table pages: every word that is not a listed slot is the trap stub.
+    fn tables(&self) -> Vec<u8> {
+        let offered = |import: u32| self.offered.get(import as usize) == Some(&true);
+        let address = |slot| self.image.slot_address(slot, offered);
+        let range = self.image.table();
+        let mut words = vec![address(Slot::Trap); (range.end - range.start) as usize / 8];
+        let mut fill = |first: usize, slots: &[Slot]| {
+            for (word, slot) in words.iter_mut().skip(first).zip(slots) {
+                *word = address(*slot);
+            }
+        };
+        fill(0, self.image.main_slots());
+        for table in self.image.sub_tables() {
+            fill((table.base - range.start) as usize / 8, &table.slots);
+        }
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
+    }
+
+    /// Fills in what stays the same for every call of this window on `stack`.
+    pub fn fill(&self, cx: &mut Context, stack: &NativeStack) {
+        let code = self.image.code_range();
+        cx.base = self.base;
+        cx.table_end = u64::from(self.image.table().end);
+        cx.gate_limit = stack.gate_limit();
+        cx.mxcsr_mask = if self.flags & flag::CONTROL != 0 { 0xffff_ffff } else { 0xffff_ffc0 };
+        cx.leaves = self.image.leaves().as_ptr() as u64;
+        cx.leaf_count = self.image.leaves().len() as u64;
+        cx.xcr0 = self.image.state_components();
+        cx.window = ptr::from_ref(self) as u64;
+        cx.text_start = code.start;
+        cx.text_end = code.end;
+        cx.stack_start = stack.start();
+        cx.guard_start = stack.guard();
+        cx.owner = self.id;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Some(pages) = self.pages.take() else { return };
+        if !self.sealed {
+            drop(pages);
+            if self.base == 0 {
+                FAST_TAKEN.store(false, Ordering::Release);
+            }
+            return;
+        }
+        // The table pages cannot be unmapped, so the reservation serves the image's next window. Handler memory goes back now.
+        for region in self.image.regions() {
+            let (start, len) = (self.base + u64::from(region.start), u64::from(region.end - region.start));
+            if pages.map_zero(start, len, Access::None).is_err() {
+                return;
+            }
+        }
+        self.image.keep_spare(Spare { pages, base: self.base, offered: std::mem::take(&mut self.offered) });
+    }
+}
+
+/// Whether base 0 is in use in this process.
+static FAST_TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Reserves control region, window and edge; gives them with the window's base.
+fn reserve(fast: bool) -> Result<(Pages, u64), Error> {
+    if fast {
+        if FAST_TAKEN.swap(true, Ordering::AcqRel) {
+            return Err(Error::FastWindow("this process has one already"));
+        }
+        let reserved = reserve_low();
+        if reserved.is_err() {
+            FAST_TAKEN.store(false, Ordering::Release);
+        }
+        return Ok((reserved?, 0));
+    }
+    let step = crate::pages::random()? % BASE_STEPS * BASE_STEP;
+    let pages = Pages::reserve_random(CONTROL + WINDOW + EDGE, 1 << 32, step.wrapping_sub(CONTROL), Access::None)?;
+    let base = pages.start() + CONTROL;
+    Ok((pages, base))
+}
+
+/// Reserves everything below 4 GiB + 64 KiB that can be mapped; below, where the kernel lets nobody map, needs no reservation.
+fn reserve_low() -> Result<Pages, Error> {
+    let taken = Error::FastWindow("something else lies below 4 GiB + 64 KiB");
+    if let Ok(pages) = Pages::reserve_at(0, WINDOW + EDGE, Access::None) {
+        return pages.ok_or(taken);
+    }
+    let lowest = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok().and_then(|text| text.trim().parse().ok());
+    let lowest: u64 = lowest.unwrap_or(LOWEST_MAPPABLE);
+    let lowest = lowest.next_multiple_of(PAGE);
+    if lowest > LOWEST_MAPPABLE {
+        return Err(Error::FastWindow("the kernel lets nothing be mapped where handler memory begins"));
+    }
+    Pages::reserve_at(lowest, WINDOW + EDGE - lowest, Access::None)?.ok_or(taken)
+}

@@ -1,0 +1,4 @@
+//! Tests of the loader on hand-written text.
+
+mod builder;
+mod calls;
