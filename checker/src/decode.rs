@@ -194,6 +194,10 @@ fn column<T>(map: &'static [T; 4], prefix: usize, fallback: &'static T) -> &'sta
 }
 
 static DENY: Line = Line::DENY;
+/// The line of what has an [`Action`] or no operands at all.
+static BARE: Line = table::plain();
+/// `fnstsw %ax`.
+static FNSTSW: Line = table::plain().with(flag::WRITES_A);
 static DENY_MAP: table::Map = [Line::DENY; 256];
 
 #[inline(always)]
@@ -329,6 +333,7 @@ fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<
     match op.line.kind {
         Kind::Deny | Kind::Group => Err(Rule::NotListed),
         Kind::StrayPrefix => Err(Rule::NotCanonical),
+        Kind::StraySegment if op.byte == machine.segment => Err(Rule::NotCanonical),
         Kind::StraySegment => Err(Rule::MemoryForm),
         Kind::Plain => plain(window, op, modrm),
         Kind::Fpu => fpu(window, op, modrm),
@@ -340,9 +345,7 @@ fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<
             move_depth(window, op, modrm)
         }
         Kind::AndImm => and_or_table(window, machine, op, modrm),
-        Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => {
-            limit(window, op.line, op.at.wrapping_sub(1), false)
-        }
+        Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => limit(window, op.at.wrapping_sub(1), false),
         Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm),
         Kind::Push => act(plain(window, op, modrm)?, Action::Push),
         Kind::Pop => act(plain(window, op, modrm)?, Action::Pop),
@@ -360,7 +363,7 @@ fn act(insn: Insn, action: Action) -> Decoded<Insn> {
 
 /// An instruction without operands that ends `more` bytes after its opcode.
 fn control(op: &Opcode, more: usize, action: Action) -> Insn {
-    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE, operands: Operands::none(op.line) }
+    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE, operands: Operands::none(&BARE) }
 }
 
 fn branch(window: &Window, op: &Opcode) -> Insn {
@@ -387,7 +390,9 @@ fn fpu(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
             return Err(Rule::NotCanonical);
         }
         let features = table::SETS.get(usize::from(op.line.set)).copied().unwrap_or_default();
-        return Ok(Insn { features, ..control(&op, 1, Action::Next) });
+        let line = if op.byte == 0xdf && modrm == 0xe0 { &FNSTSW } else { &BARE };
+        let operands = Operands::none(line);
+        return Ok(Insn { features, operands, ..control(&op, 1, Action::Next) });
     }
     op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3))).unwrap_or(&DENY);
     if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm) }
@@ -441,13 +446,13 @@ fn endbr(window: &Window, machine: Machine, op: &Opcode) -> Decoded<Insn> {
     }
     let next = op.at.wrapping_add(1);
     if machine.kernel && byte(window, next) == 0x81 && byte(window, next.wrapping_add(1)) == 0xfc {
-        return limit(window, op.line, next, true);
+        return limit(window, next, true);
     }
     Ok(control(op, 1, Action::Endbr))
 }
 
 /// `cmp $imm32,%esp; jb rel32` whose opcode is at `at`.
-fn limit(window: &Window, line: &'static Line, at: usize, endbr: bool) -> Decoded<Insn> {
+fn limit(window: &Window, at: usize, endbr: bool) -> Decoded<Insn> {
     let jump = at.wrapping_add(6);
     if byte(window, jump) != 0x0f || byte(window, jump.wrapping_add(1)) != 0x82 {
         return Err(Rule::Limit);
@@ -457,7 +462,7 @@ fn limit(window: &Window, line: &'static Line, at: usize, endbr: bool) -> Decode
         limit: dword(window, at.wrapping_add(2)),
         abort: dword(window, jump.wrapping_add(2)).cast_signed(),
     };
-    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE, operands: Operands::none(line) })
+    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE, operands: Operands::none(&BARE) })
 }
 
 /// `add`/`sub` of an immediate to rsp.
@@ -536,7 +541,8 @@ fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Dec
     let short = op.byte == 0x83;
     let imm = op.at.wrapping_add(1);
     let mask = if short { signed_byte(window, imm).cast_unsigned() } else { dword(window, imm) };
-    if short != (mask <= 127) {
+    // A sign-extended byte is no table's mask, so the walk refuses it.
+    if !short && mask <= 127 {
         return Err(Rule::NotCanonical);
     }
     let disp = dword(window, at).cast_signed();

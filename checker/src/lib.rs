@@ -4,17 +4,14 @@
 //! `AUDIT.md` for how to read this crate in one sitting.
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(any(test, feature = "writer")),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::unwrap_used
-    )
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::unwrap_used
 )]
 
 #[cfg(any(test, feature = "writer"))]

@@ -141,6 +141,12 @@ impl<'a> Note<'a> {
 pub use writer::NoteSpec;
 
 #[cfg(any(test, feature = "writer"))]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::expect_used,
+    reason = "for the rewriter and tests; not part of the checker"
+)]
 mod writer {
     use super::{FLAG_KERNEL, MAGIC, VERSION};
     use crate::layout::{Region, Slot, SubTable};

@@ -85,7 +85,8 @@ rules! {
     RetDepth = 12, "returns at a depth other than 0";
     /// A direct branch or call leaves the text.
     TargetOutside = 13, "branches outside the text";
-    /// A branch, call, slot or entry goes into the middle of an instruction or unit. The offset is the target's.
+    /// A branch, call, slot or entry goes into the middle of an instruction or unit. The offset is the target's, or that of the
+    /// branch if it goes backward.
     TargetNotStart = 14, "is a target but not the start of an instruction";
     /// Two ways to the same place disagree about the depth. The offset is the branch's, or the label's for a fall-through, slot or entry.
     DepthMismatch = 15, "paths that meet disagree about the stack depth";

@@ -1,0 +1,55 @@
+//! Enumerates every prefix, opcode, ModRM and SIB of the legacy and VEX maps and compares what the checker accepts with iced-x86.
+//!
+//! `cargo run --release -p cordon-checker --example exhaustive` takes minutes; exits 1 on any difference.
+
+#[path = "../tests/oracle/mod.rs"]
+mod oracle;
+
+use cordon_checker::policy::Host;
+use oracle::{Head, Oracle, Tally};
+use std::process::ExitCode;
+
+/// Byte that stands for immediates and displacements: positive as a displacement, a multiple of 8, a valid register operand.
+const FILL: u8 = 0x10;
+
+fn run(heads: &[Head], fill: u8) -> Tally {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut total = Tally::default();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|worker| {
+                scope.spawn(move || {
+                    let mut oracle = Oracle::new(Host::User);
+                    let mut tally = Tally::default();
+                    for head in heads.iter().skip(worker).step_by(threads) {
+                        oracle.sweep(head, fill, &mut tally);
+                    }
+                    tally
+                })
+            })
+            .collect();
+        for worker in workers {
+            total.add(worker.join().expect("a worker does not panic"));
+        }
+    });
+    total
+}
+
+fn main() -> ExitCode {
+    let mut differences = 0;
+    for (name, heads, fill) in [
+        ("legacy", oracle::legacy_heads(), FILL),
+        ("legacy, zero immediates", oracle::legacy_heads(), 0),
+        ("VEX", oracle::vex_heads(), FILL),
+    ] {
+        let started = std::time::Instant::now();
+        let tally = run(&heads, fill);
+        let seconds = started.elapsed().as_secs();
+        println!("{name}: {} tried, {} accepted, {} differences, {seconds} s", tally.tried, tally.accepted, tally.differences);
+        for example in &tally.examples {
+            println!("  {example}");
+        }
+        differences += tally.differences;
+    }
+    if differences == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}

@@ -1,0 +1,63 @@
+//! The layouts that tests judge text with.
+
+use cordon_checker::layout::{
+    Layout, NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, SubTable, USER_STACK_LOW, USER_STACK_SHIFT, USER_TABLE,
+};
+use cordon_checker::note::{Note, NoteSpec};
+use cordon_checker::{Policy, Reject, Summary, check};
+
+/// User: 16 main slots (1 and 2 are imports), one sub-table of 4 slots at 0x10080 with depth 16 and both slots pushed, D = 4096.
+pub fn user() -> NoteSpec {
+    let top = USER_STACK_LOW + 8 + USER_STACK_SHIFT;
+    NoteSpec {
+        stack_shift: USER_STACK_SHIFT,
+        stack_low: USER_STACK_LOW,
+        table: USER_TABLE,
+        table_end: USER_TABLE + 0x1000,
+        main_bits: 4,
+        max_depth: 4096,
+        regions: vec![
+            Region { start: 0x1_1000, end: 0x2_0000, kind: RegionKind::Data },
+            Region { start: top - 0x1_0000, end: top + STACK_HEADROOM, kind: RegionKind::Stack },
+        ],
+        slots: vec![Slot::Trap, Slot::Import(0), Slot::Import(1)],
+        sub_tables: vec![(sub_table(USER_TABLE + 0x80), Vec::new())],
+        imports: vec![(1, "one".into()), (2, "two".into())],
+        ..NoteSpec::default()
+    }
+}
+
+/// Kernel: the same tables at -0x2000, S + 8 = 0x7ff00000, K = 0x10000, a native stack of 32 KiB, LIMIT 0x7fefa000.
+pub fn kernel() -> NoteSpec {
+    NoteSpec {
+        kernel: true,
+        stack_shift: 0x1_0000,
+        stack_low: 0x7fef_fff8,
+        table: -0x2000,
+        table_end: -0x1000,
+        limit: 0x7fef_a000,
+        regions: vec![
+            Region { start: NULL_ZONE_END, end: 0x2_0000, kind: RegionKind::Data },
+            Region { start: 0x7ff1_0000 - 0x8000, end: 0x7ff1_0000 + STACK_HEADROOM, kind: RegionKind::Stack },
+        ],
+        sub_tables: vec![(sub_table(-0x2000 + 0x80), Vec::new())],
+        ..user()
+    }
+}
+
+fn sub_table(base: i32) -> SubTable {
+    SubTable { base, bits: 2, depth: 16, set: 3, first: 0, count: 0 }
+}
+
+/// Judges `text` with the layout of `spec`.
+pub fn judge(text: &[u8], policy: &Policy, spec: &NoteSpec) -> Result<Summary, Reject> {
+    let mut scratch = vec![u64::MAX; text.len()];
+    with_layout(spec, |layout| check(text, policy, layout, &mut scratch))
+}
+
+/// Calls `f` with the layout that a loader reads from the written note.
+pub fn with_layout<T>(spec: &NoteSpec, f: impl FnOnce(&Layout<'_>) -> T) -> T {
+    let bytes = spec.to_bytes();
+    let note = Note::parse(&bytes).expect("a written note parses");
+    f(&note.layout)
+}
