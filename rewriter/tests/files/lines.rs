@@ -1,13 +1,11 @@
 //! Addresses of the image have the functions, files and lines of the objects.
 
-mod toolchain;
-
+use crate::toolchain::{archive, assembly, c, compile_with, output};
 use cordon_checker::layout::TEXT_VADDR;
 use cordon_rewriter::dwarf::lines;
 use cordon_rewriter::emit::{DebugSections, Image, ImageSymbol, MapEntry, write};
 use cordon_rewriter::object::{Input, MergeOptions, read};
 use cordon_rewriter::program::{Definition, Program, SectionKind, SymbolKind};
-use toolchain::{archive, assembly, c, compile_with, output};
 
 /// A rewriter that only moves: functions in reverse order, a byte of padding before each and an extra byte before each instruction
 /// (here: each byte of the old code, since nothing is decoded).

@@ -21,19 +21,16 @@ pub fn compile_with(compiler: &str, language: &str, source: &str, flags: &[&str]
 }
 
 /// A C object.
-#[allow(dead_code, reason = "each test file compiles this module and uses a part of it")]
 pub fn c(source: &str, flags: &[&str]) -> Vec<u8> {
     compile_with("gcc", "c", source, flags)
 }
 
 /// An object assembled by GNU as.
-#[allow(dead_code, reason = "each test file compiles this module and uses a part of it")]
 pub fn assembly(source: &str) -> Vec<u8> {
     compile_with("gcc", "assembler", source, &[])
 }
 
 /// An archive with the given members, made by `ar`.
-#[allow(dead_code, reason = "each test file compiles this module and uses a part of it")]
 pub fn archive(mode: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     let folder = TempDir::new().expect("a temporary folder");
     for (name, bytes) in members {
@@ -46,7 +43,6 @@ pub fn archive(mode: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// What `program` prints about `file`, both streams; `None` if it is not installed.
-#[allow(dead_code, reason = "each test file compiles this module and uses a part of it")]
 pub fn output(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
     let output = Command::new(program).args(arguments).arg(file).env("LC_ALL", "C").output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))

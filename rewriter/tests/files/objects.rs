@@ -1,11 +1,9 @@
 //! Objects and archives become one program as `ld` would make it, or are refused with a reason.
 
-mod toolchain;
-
+use crate::toolchain::{archive, assembly, c, compile_with};
 use cordon_rewriter::object::{Input, MergeOptions, read};
 use cordon_rewriter::program::{Definition, Program, Section, SectionKind, Symbol, SymbolKind};
 use object::elf;
-use toolchain::{archive, assembly, c, compile_with};
 
 fn inputs(list: &[(&str, Vec<u8>)]) -> Vec<Input> {
     list.iter().map(|(name, bytes)| Input { name: (*name).to_owned(), bytes: bytes.clone() }).collect()

@@ -1,13 +1,11 @@
 //! Image files are what ordinary tools expect.
 
-mod toolchain;
-
+use crate::toolchain::output;
 use cordon_checker::layout::{Region, RegionKind, Slot, TEXT_VADDR};
 use cordon_checker::note::{self, Note, NoteSpec};
 use cordon_rewriter::emit::{EmitError, Image, ImageSymbol, MapEntry, Segment, write};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectKind, ObjectSection, ObjectSymbol};
-use toolchain::output;
 
 fn symbol(name: &str, value: u64, size: u64, function: bool, global: bool) -> ImageSymbol {
     ImageSymbol { name: name.to_owned(), value, size, function, global }

@@ -1,0 +1,7 @@
+//! What goes in and comes out as files: objects and archives, images, line tables.
+
+mod image;
+mod lines;
+mod mutation;
+mod objects;
+mod toolchain;
