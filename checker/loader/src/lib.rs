@@ -55,6 +55,7 @@ pub use cordon_checker::{Features, Policy, Reject, Rule, Summary};
 pub use error::Error;
 pub use fault::{Fault, FaultAccess, FaultKind, FaultRegisters, SIGNALS};
 pub use gates::NAMES as BUILT_IN_GATES;
+pub use image::elf::{Parts, Segment, split};
 pub use image::places::Origin;
 pub use image::{Entry, Image, ImportName, LoadOptions};
 pub use imports::{CallContext, Imports};

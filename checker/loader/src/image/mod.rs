@@ -1,6 +1,6 @@
 //! A checked image: text mapped read+execute at a random address, shared read-only data, and what windows are made from.
 
-mod elf;
+pub mod elf;
 pub mod places;
 
 use crate::context::flag;
