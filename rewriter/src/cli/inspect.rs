@@ -22,7 +22,7 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Examples:
   cordon inspect handler.o
-  cordon inspect handler.cdn --object handler.o --function parse")]
+  cordon inspect handler.cordon --object handler.o --function parse")]
 pub struct Args {
     /// One image, or objects and archives
     #[arg(required = true, value_name = "FILE")]

@@ -1,10 +1,13 @@
 //! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
 
+mod check;
+mod demo;
 mod disasm;
 mod inspect;
 mod originals;
 mod outcome;
 mod rewrite;
+mod run;
 mod size;
 mod view;
 
@@ -47,7 +50,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Rewrite(rewrite::Args),
+    Check(check::Args),
+    Run(run::Args),
     Inspect(inspect::Args),
+    Demo(demo::Args),
 }
 
 /// How results and problems are printed.
@@ -64,14 +70,20 @@ impl Command {
     fn format(&self) -> Format {
         match self {
             Command::Rewrite(args) => args.format,
+            Command::Check(args) => args.format,
+            Command::Run(args) => args.format,
             Command::Inspect(args) => args.format,
+            Command::Demo(args) => args.format,
         }
     }
 
     fn execute(&self) -> Result<Report, Failure> {
         match self {
             Command::Rewrite(args) => rewrite::execute(args),
+            Command::Check(args) => check::execute(args),
+            Command::Run(args) => run::execute(args),
             Command::Inspect(args) => inspect::execute(args),
+            Command::Demo(args) => demo::execute(args),
         }
     }
 }

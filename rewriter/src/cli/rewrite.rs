@@ -24,8 +24,8 @@ const MOST_INPUT: u64 = 1 << 32;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  gcc -O2 -c handler.c && cordon rewrite handler.o -o handler.cdn
-  cordon rewrite main.o /usr/lib/x86_64-linux-gnu/libz.a -o z.cdn --heap 16M --import log_line")]
+  gcc -O2 -c handler.c && cordon rewrite handler.o -o handler.cordon
+  cordon rewrite main.o /usr/lib/x86_64-linux-gnu/libz.a -o z.cordon --heap 16M --import log_line")]
 pub struct Args {
     /// ELF relocatable objects (.o) and archives (.a), in link order
     #[arg(required = true, value_name = "IN")]

@@ -1,16 +1,14 @@
 //! An image as `inspect` shows it, read from a file or made from objects just now.
 
+use super::check;
 use super::disasm::Function;
 use super::outcome::{Exit, Failure, Problem};
-use cordon_checker::layout::TEXT_VADDR;
 use cordon_checker::note::{self, Note};
-use cordon_checker::{Policy, check, is_start, scratch_len, state_at};
+use cordon_checker::{Policy, is_start, scratch_len, state_at};
 use cordon_rewriter::emit::MapEntry;
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, rewrite};
 use iced_x86::{Decoder, DecoderOptions};
-use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectKind, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -35,28 +33,20 @@ pub struct View {
 }
 
 impl View {
-    /// The view of an image file, or `None` if `inputs` is not a single shared-object file.
+    /// The view of an image file, or `None` if `inputs` is not a single ELF file of type ET_DYN.
     pub fn of_image(inputs: &[Input]) -> Option<Result<View, Failure>> {
         let [input] = inputs else { return None };
-        let file = ElfFile64::<object::Endianness>::parse(&*input.bytes).ok()?;
-        (file.kind() == ObjectKind::Dynamic).then(|| View::read(&input.name, &file))
+        let dynamic = input.bytes.starts_with(b"\x7fELF") && input.bytes.get(16..18) == Some(&[3, 0]);
+        dynamic.then(|| View::read(input))
     }
 
-    fn read(name: &str, file: &ElfFile64<'_, object::Endianness>) -> Result<View, Failure> {
-        let section = |wanted: &str| {
-            let section = file.section_by_name(wanted);
-            section.and_then(|s| s.data().ok()).ok_or_else(|| View::damaged(name, &format!("it has no section {wanted}")))
-        };
-        let text = section(".text")?.to_vec();
-        let note = descriptor(file).ok_or_else(|| View::damaged(name, "it has no Cordon note"))?;
-        let mut functions: Vec<Function> = file.symbols().filter_map(|s| function(&s, text.len())).collect();
-        functions.sort();
-        functions.dedup_by_key(|f| f.start);
-        let optional = |wanted: &str| section(wanted).unwrap_or_default();
-        let map = optional(".cordon.map").chunks_exact(16).map(map_entry).collect();
-        let names = optional(".cordon.objects").split(|&b| b == 0);
-        let objects = names.map(|n| String::from_utf8_lossy(n).into_owned()).collect();
-        Ok(View { name: name.into(), functions, map, objects, ..View::judged(text, note) })
+    fn read(input: &Input) -> Result<View, Failure> {
+        let parts = check::parts(Path::new(&input.name), &input.bytes)?;
+        let mut map: Vec<MapEntry> = parts.map.chunks_exact(16).map(map_entry).collect();
+        map.sort_unstable();
+        let objects = parts.objects.split(|&b| b == 0).map(|n| String::from_utf8_lossy(n).into_owned()).collect();
+        let functions = check::functions(&parts);
+        Ok(View { name: input.name.clone(), functions, map, objects, ..View::judged(parts.text.to_vec(), parts.note.to_vec()) })
     }
 
     /// The view of objects that are rewritten just now.
@@ -87,7 +77,7 @@ impl View {
         let mut scratch = vec![0; scratch_len(text.len())];
         let verdict = Note::parse(&note).map_err(|e| format!("damaged note: {e:?}")).and_then(|parsed| {
             let policy = if parsed.flags & note::FLAG_KERNEL != 0 { Policy::KERNEL } else { Policy::USER };
-            check(&text, &policy, &parsed.layout, &mut scratch).map_err(|reject| format!("rejected: {reject}"))
+            cordon_checker::check(&text, &policy, &parsed.layout, &mut scratch).map_err(|reject| format!("rejected: {reject}"))
         });
         let scratch = verdict.is_ok().then_some(scratch);
         let verdict = verdict.map_or_else(|why| why, |_| "accepted by the checker".into());
@@ -148,29 +138,4 @@ impl View {
 fn map_entry(record: &[u8]) -> MapEntry {
     let word = |i: usize| record[4 * i..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
     MapEntry { new: word(0), object: word(1), section: word(2), old: word(3) }
-}
-
-/// A function symbol of the image's text.
-fn function(symbol: &object::read::elf::ElfSymbol64<'_, '_, object::Endianness>, text: usize) -> Option<Function> {
-    let start = symbol.address().checked_sub(TEXT_VADDR)?;
-    let end = start.checked_add(symbol.size())?;
-    let inside = symbol.kind() == SymbolKind::Text && end <= text as u64;
-    inside.then_some(())?;
-    Some(Function { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()?, name: symbol.name().ok()?.into() })
-}
-
-/// The descriptor of the image's note.
-fn descriptor(file: &ElfFile64<'_, object::Endianness>) -> Option<Vec<u8>> {
-    use object::read::elf::{FileHeader as _, SectionHeader as _};
-    let endian = file.endian();
-    let sections = file.elf_header().sections(endian, file.data()).ok()?;
-    let notes = sections.iter().filter_map(|s| s.notes(endian, file.data()).ok().flatten());
-    for mut notes in notes {
-        while let Ok(Some(note)) = notes.next() {
-            if note.name() == self::note::NAME.as_bytes() && note.n_type(endian).0 == self::note::TYPE {
-                return Some(note.desc().to_vec());
-            }
-        }
-    }
-    None
 }

@@ -1,0 +1,68 @@
+//! From fixture source to a loaded image.
+
+use super::broken;
+use crate::cli::outcome::Failure;
+use anyhow::Context as _;
+use cordon_fixtures::catalog::{self, Fixture};
+use cordon_fixtures::compile::{Builder, USUAL};
+use cordon_fixtures::native::NativeRunner;
+use cordon_loader::{Image, LoadOptions};
+use cordon_rewriter::object::Input;
+use cordon_rewriter::{Options, Stats, rewrite};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A folder to compile in.
+#[derive(Debug)]
+pub struct Workshop {
+    builder: Builder,
+    _folder: TempDir,
+}
+
+/// A fixture in both forms.
+#[derive(Debug)]
+pub struct Built {
+    pub native: NativeRunner,
+    /// The image file.
+    pub file: Vec<u8>,
+    pub image: Arc<Image>,
+    pub stats: Stats,
+}
+
+impl Workshop {
+    /// A workshop in a new temporary folder, removed when it is dropped.
+    pub fn new() -> anyhow::Result<Workshop> {
+        let folder = tempfile::tempdir().context("making a temporary folder")?;
+        Ok(Workshop { builder: Builder::new(folder.path())?, _folder: folder })
+    }
+
+    /// Compiles fixture `name` with gcc -O2, links it natively, rewrites it and loads (so checks) the image.
+    pub fn build(&self, name: &str) -> Result<Built, Failure> {
+        let fixture = catalog::find(name).with_context(|| format!("no fixture {name}")).map_err(broken)?;
+        let files = self.files(fixture).map_err(broken)?;
+        let native = NativeRunner::link(&self.builder, &files).map_err(broken)?;
+        let inputs = files.iter().map(|path| {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            Ok(Input { name: path.display().to_string(), bytes })
+        });
+        let inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>().map_err(broken)?;
+        let rewritten = rewrite(&inputs, &Options::default())?;
+        let image = Image::from_bytes(&rewritten.image, &LoadOptions::default()).map_err(|e| broken(e.into()))?;
+        Ok(Built { native, file: rewritten.image, image, stats: rewritten.stats })
+    }
+
+    fn files(&self, fixture: &Fixture) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = vec![self.builder.object(fixture, USUAL)?];
+        files.extend(self.builder.archives(fixture.libraries)?);
+        Ok(files)
+    }
+}
+
+impl Built {
+    /// The same image, loaded so that its window can be at address 0 and leave the place to the next one: a sealed page stays for good.
+    pub fn unsealed(&self) -> Result<Arc<Image>, Failure> {
+        let options = LoadOptions { seal: false, ..LoadOptions::default() };
+        Image::from_bytes(&self.file, &options).map_err(|e| broken(e.into()))
+    }
+}

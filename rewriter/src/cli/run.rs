@@ -1,0 +1,212 @@
+//! `cordon run`: loads an image, gives it a window, calls an entry.
+
+use super::Format;
+use super::check;
+use super::outcome::{Exit, Failure, Problem, Report};
+use super::rewrite::read_file;
+use super::size::parse_number;
+use cordon_checker::note::INIT_ENTRY;
+use cordon_fixtures::pcap;
+use cordon_loader::{Entry, Error, Fault, FaultAccess, Image, Imports, LoadOptions, Window};
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Integer arguments that a call can have.
+const MOST_ARGUMENTS: usize = 6;
+
+/// Check an image, give it a window and call an entry
+///
+/// The last line is `result = N`, the entry's return value as an unsigned 64-bit number. With --input the file's bytes are placed in the
+/// window, and their window address and length are the first two arguments. With --pcap the entry is called so for every packet of a
+/// capture, and the result is the sum of all return values (modulo 2^64). Window memory stays as it is between the calls of one run.
+///
+/// When the handler is stopped, the exit code is 4 and the report says what happened, in which function, at which window address, and
+/// from which original instruction.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  cordon run handler.cordon --arg 6 --arg 0x2a
+  cordon run filter.cordon --entry filt_tcp_port --pcap trace.pcap --arg 443
+  cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window")]
+pub struct Args {
+    /// The image
+    pub image: PathBuf,
+    /// Which entry to call (default: the only one, else `handler`)
+    #[arg(long, value_name = "NAME")]
+    pub entry: Option<String>,
+    /// An integer argument, decimal or 0x… (repeatable; behind address and length where there is an input)
+    #[arg(long, value_name = "N", value_parser = parse_number, allow_negative_numbers = true)]
+    pub arg: Vec<u64>,
+    /// Bytes to place in the argument area
+    #[arg(long, value_name = "FILE", conflicts_with = "pcap")]
+    pub input: Option<PathBuf>,
+    /// A capture file (classic pcap, Ethernet) whose packets are given to the entry one by one
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Do everything N times and report the time of a call
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    /// Put the window at address 0, where memory accesses cost no more than natively
+    #[arg(long)]
+    pub fast_window: bool,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// What came of all calls.
+#[derive(Default)]
+struct Totals {
+    calls: u64,
+    nonzero: u64,
+    /// Of the last call, or the sum over a capture.
+    result: u64,
+    time: Duration,
+}
+
+/// Runs the subcommand.
+pub fn execute(args: &Args) -> Result<Report, Failure> {
+    let bytes = args.input.as_ref().or(args.pcap.as_ref()).map(|path| read_file(path)).transpose()?;
+    let inputs = inputs(args, bytes.as_deref())?;
+    let first = if bytes.is_some() { 2 } else { 0 };
+    if args.arg.len() + first > MOST_ARGUMENTS {
+        return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
+    }
+    let file = read_file(&args.image)?;
+    let image = Image::from_bytes(&file, &LoadOptions::default()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let name = entry_name(args, &image)?;
+    let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
+    let make = if args.fast_window { Window::new_fast } else { Window::new };
+    let mut window = make(&image, &Imports::new()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let mut totals = Totals::default();
+    let called = call_all(args, &inputs, &mut window, entry, &mut totals);
+    called.map_err(|e| call_failure(&args.image, &name, &e, totals.calls))?;
+    Ok(report(&name, args, &totals))
+}
+
+/// What the calls of one repetition are given: nothing, the bytes of a file, or the packets of a capture one by one.
+fn inputs<'b>(args: &Args, bytes: Option<&'b [u8]>) -> Result<Vec<Option<&'b [u8]>>, Failure> {
+    let (Some(path), Some(file)) = (&args.pcap, bytes) else { return Ok(vec![bytes]) };
+    let packets = pcap::read(file);
+    let packets = packets.map_err(|e| Failure::one(Exit::Usage, Problem::with_file(path, "pcap", e.to_string())))?;
+    Ok(packets.into_iter().map(Some).collect())
+}
+
+/// The entry asked for, or the only one, or `handler`.
+fn entry_name(args: &Args, image: &Image) -> Result<String, Failure> {
+    let names: Vec<&str> = image.entry_names().filter(|n| *n != INIT_ENTRY).collect();
+    match (&args.entry, names.as_slice()) {
+        (Some(name), names) if names.contains(&name.as_str()) => Ok(name.clone()),
+        (Some(name), _) => Err(no_entry(image, &format!("no entry {name}"))),
+        (None, [only]) => Ok((*only).into()),
+        (None, names) if names.contains(&"handler") => Ok("handler".into()),
+        (None, _) => Err(no_entry(image, "several entries and none is called handler; choose one with --entry")),
+    }
+}
+
+fn no_entry(image: &Image, message: &str) -> Failure {
+    let names: Vec<&str> = image.entry_names().filter(|n| *n != INIT_ENTRY).collect();
+    Failure::one(Exit::Usage, Problem::new("no-entry", message).detail("entries", names.join(" ")))
+}
+
+fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: Entry, totals: &mut Totals) -> Result<(), Error> {
+    let start = Instant::now();
+    for _ in 0..args.repeat {
+        for input in inputs {
+            let result = call(args, window, entry, *input)?;
+            totals.calls += 1;
+            totals.nonzero += u64::from(result != 0);
+            totals.result = if args.pcap.is_some() { totals.result.wrapping_add(result) } else { result };
+        }
+    }
+    totals.time = start.elapsed();
+    Ok(())
+}
+
+/// One call: window address and length of `bytes` if there are any, then the arguments.
+fn call(args: &Args, window: &mut Window, entry: Entry, bytes: Option<&[u8]>) -> Result<u64, Error> {
+    let mut ints = [0; MOST_ARGUMENTS];
+    let mut at = 0;
+    if let Some(bytes) = bytes {
+        window.clear_arguments();
+        ints[0] = u64::from(window.place(bytes)?);
+        ints[1] = bytes.len() as u64;
+        at = 2;
+    }
+    ints[at..at + args.arg.len()].copy_from_slice(&args.arg);
+    window.call_entry(entry, ints)
+}
+
+fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
+    let nanoseconds = totals.time.as_nanos() as f64 / totals.calls.max(1) as f64;
+    let mut text = String::new();
+    let mut json = json!({ "entry": entry, "calls": totals.calls });
+    if args.pcap.is_some() {
+        let _ = writeln!(text, "calls = {}\nnonzero = {}", totals.calls, totals.nonzero);
+        json["nonzero"] = json!(totals.nonzero);
+    }
+    if totals.calls > 1 {
+        let _ = writeln!(text, "{nanoseconds:.1} ns per call");
+        json["ns_per_call"] = json!(nanoseconds);
+    }
+    let _ = writeln!(text, "result = {}", totals.result);
+    json["result"] = json!(totals.result);
+    Report { text, json }
+}
+
+/// Why an image was not loaded or got no window.
+fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
+    let one = |exit, code: &str, message: String| Failure::one(exit, Problem::with_file(path, code, message));
+    match error {
+        Error::Rejected(reject) => match check::parts(path, file) {
+            Ok(parts) => check::rejected(path, &parts, *reject, reject.rule.text()),
+            Err(failure) => failure,
+        },
+        Error::Fault(_) | Error::Import { .. } => call_failure(path, INIT_ENTRY, error, 0),
+        Error::Internal(_) => one(Exit::Internal, "internal", error.to_string()),
+        Error::Memory { .. } | Error::FastWindow(_) => one(Exit::Usage, "unavailable", error.to_string()),
+        Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
+        _ => one(Exit::Refused, "refused", error.to_string()),
+    }
+}
+
+/// Why a call did not return; `before` calls did.
+fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Failure {
+    let one = |exit, code: &str| {
+        let problem = Problem::with_file(path, code, error.to_string());
+        Failure::one(exit, problem.detail("entry", entry).detail("calls_before", before))
+    };
+    let mut failure = match error {
+        Error::Internal(_) => one(Exit::Internal, "internal"),
+        Error::ArgumentArea { .. } => one(Exit::Usage, "argument-area"),
+        Error::Fault(_) => one(Exit::Stopped, "fault"),
+        _ => one(Exit::Stopped, "stopped"),
+    };
+    if let (Some(fault), Some(problem)) = (error.fault(), failure.problems.first_mut()) {
+        problem.details.extend(fault_fields(fault));
+    }
+    failure
+}
+
+/// The fields of a fault that are known.
+fn fault_fields(fault: &Fault) -> Map<String, Value> {
+    let mut fields = Map::new();
+    let mut add = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            fields.insert(name.into(), value);
+        }
+    };
+    add("kind", Some(json!(format!("{:?}", fault.kind))));
+    add("access", fault.access.map(|a| json!(if a == FaultAccess::Write { "write" } else { "read" })));
+    add("address", fault.address.map(|a| json!(a)));
+    add("function", fault.function.as_ref().map(|(name, _)| json!(name)));
+    add("function_offset", fault.function.as_ref().map(|(_, distance)| json!(distance)));
+    add("text_offset", fault.text_offset.map(|o| json!(o)));
+    add("gate", fault.gate.map(|g| json!(g)));
+    add("origin_object", fault.origin.as_ref().map(|o| json!(o.object)));
+    add("origin_section", fault.origin.as_ref().map(|o| json!(o.section)));
+    add("origin_offset", fault.origin.as_ref().map(|o| json!(o.offset)));
+    fields
+}
