@@ -16,7 +16,8 @@ use crate::program::Program;
 use crate::select::Selection;
 use crate::space::Space;
 use cordon_checker::layout;
-use cordon_checker::{Layout, Policy, check};
+use cordon_checker::policy::Host;
+use cordon_checker::{Policy, describe};
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
@@ -322,12 +323,9 @@ fn refused(insn: &Instruction) -> Refusal {
 
 /// Whether the checker's allow-list has this one instruction.
 fn accepted(bytes: &[u8]) -> Result<(), ()> {
-    let mut text = bytes.to_vec();
-    text.extend([0x0f, 0x0b]);
-    let mut scratch = [0u64; 24];
-    let layout = Layout { table: layout::USER_TABLE, max_depth: 4096, stack_low: layout::USER_STACK_LOW, ..Layout::default() };
-    let policy = Policy { max_depth: 4096, ..Policy::USER };
-    check(&text, &policy, &layout, &mut scratch).map(|_| ()).map_err(|_| ())
+    let described = describe(bytes, Host::User).map_err(|_| ())?;
+    let known = Policy::USER.features.contains(described.features);
+    if known && described.len == bytes.len() { Ok(()) } else { Err(()) }
 }
 
 /// Whether any explicit register operand is the stack pointer (any width).
