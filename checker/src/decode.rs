@@ -21,6 +21,8 @@ pub(crate) type Window = [u8; LONGEST];
 pub(crate) enum Action {
     /// Falls through, nothing else.
     Next,
+    /// Falls through and does nothing: padding where no control arrives.
+    Nop,
     /// Falls through; an `endbr64` begins it.
     Endbr,
     /// `push r64`, `pop r64`.
@@ -411,7 +413,7 @@ fn no_op(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
     if op.prefixes.any() || op.extension.present {
         return Err(Rule::NotCanonical);
     }
-    Ok(control(&op, 0, Action::Next))
+    Ok(control(&op, 0, if pause { Action::Next } else { Action::Nop }))
 }
 
 /// The multi-byte no-ops that assemblers emit, after their 0F 1F.
@@ -432,7 +434,7 @@ fn long_no_op(window: &Window, op: &Opcode) -> Decoded<Insn> {
     }
     let listed = LONG_NO_OPS.iter().filter(|no_op| !wide || no_op.len() == 3 || no_op.len() == 6);
     match listed.into_iter().find(|no_op| rest.starts_with(no_op)) {
-        Some(no_op) => Ok(control(op, no_op.len(), Action::Next)),
+        Some(no_op) => Ok(control(op, no_op.len(), Action::Nop)),
         None => Err(Rule::NotListed),
     }
 }

@@ -60,6 +60,9 @@ pub struct MemoryOperand {
 /// # Errors
 /// The rule that it violates by itself; [`Rule::Truncated`] if `bytes` ends inside it.
 pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
+    if bytes.is_empty() {
+        return Err(Rule::Truncated);
+    }
     let mut window = [0; LONGEST];
     for (to, from) in window.iter_mut().zip(bytes) {
         *to = *from;
@@ -84,7 +87,7 @@ pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
 
 const fn flow(action: Action) -> Flow {
     match action {
-        Action::Next | Action::Endbr | Action::Push | Action::Pop | Action::Deepen(_) | Action::Hint(_) => Flow::Next,
+        Action::Next | Action::Nop | Action::Endbr | Action::Push | Action::Pop | Action::Deepen(_) | Action::Hint(_) => Flow::Next,
         Action::Jcc(rel) | Action::Limit { abort: rel, .. } => Flow::Conditional(rel),
         Action::Jmp(rel) => Flow::Jump(rel),
         Action::Call(rel) => Flow::Call(rel),

@@ -156,6 +156,10 @@ impl<'t> Walk<'t> {
         if next > self.text.len() {
             return Err(Rule::Truncated);
         }
+        if insn.action == Action::Nop && !self.falls && !self.is_seeded() {
+            // Padding: nothing falls or jumps here, and since it is no start nothing can later.
+            return Ok(next);
+        }
         if insn.features.0 & self.denied != 0 {
             return Err(Rule::Feature);
         }
@@ -166,6 +170,11 @@ impl<'t> Walk<'t> {
             self.act(&insn, next)?;
         }
         Ok(next)
+    }
+
+    /// Whether an edge from before, an entry or a slot leads to `self.at`.
+    fn is_seeded(&self) -> bool {
+        self.scratch.get(self.at).is_some_and(|word| Word(*word).is_seeded())
     }
 
     /// Joins what leads here and marks the start.
@@ -196,7 +205,7 @@ impl<'t> Walk<'t> {
     /// What the instruction does to depth and control flow.
     fn act(&mut self, insn: &Insn, next: usize) -> Step {
         match insn.action {
-            Action::Next | Action::Endbr | Action::Hint(_) => Ok(()),
+            Action::Next | Action::Nop | Action::Endbr | Action::Hint(_) => Ok(()),
             Action::Push => {
                 self.state = self.state.push();
                 self.bound_depth()

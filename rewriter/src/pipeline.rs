@@ -294,6 +294,7 @@ fn self_check(env: Env<'_>, image: &Image, text: &Text) -> Result<u64, Refusals>
     note.layout.validate(&Policy::USER).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
     let mut scratch = vec![0; text.bytes.len()];
     check(&text.bytes, &Policy::USER, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
+        if let Ok(p) = std::env::var("CORDON_DUMP") { let _ = std::fs::write(p, &text.bytes); }
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
         let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);
         let place = at.map_or_else(Place::default, |m| {

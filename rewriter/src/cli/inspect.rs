@@ -245,7 +245,8 @@ fn print_function(text: &mut String, source: &str, function: &Function, rows: &[
         let depth = row.depth.map_or_else(|| "?".into(), |d| d.to_string());
         let original = row.original.as_ref().map_or_else(String::new, |(at, shown)| format!("{at:6x}: {shown}"));
         let rewritten = format!("{:6x}: {}", row.new, row.rewritten);
-        let _ = writeln!(text, "  {depth:>5}  {original:<54}  {rewritten:<58}  {}", row.change);
+        let line = format!("  {depth:>5}  {original:<54}  {rewritten:<58}  {}", row.change);
+        let _ = writeln!(text, "{}", line.trim_end());
     }
 }
 

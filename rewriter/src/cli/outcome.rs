@@ -8,6 +8,9 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Problems that a text shows; a wrong build flag can make thousands of the same.
+const MOST_SHOWN: usize = 50;
+
 /// The exit codes of every subcommand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -98,6 +101,10 @@ impl Problem {
                 Value::String(s) => {
                     let _ = writeln!(text, "  {name}: {s}");
                 }
+                // Places are easier to find in other tools' output in hexadecimal.
+                Value::Number(n) if name.ends_with("offset") || name.ends_with("address") => {
+                    let _ = writeln!(text, "  {name}: {:#x}", n.as_u64().unwrap_or_default());
+                }
                 other => {
                     let _ = writeln!(text, "  {name}: {other}");
                 }
@@ -150,10 +157,10 @@ impl Failure {
         Failure::one(Exit::Usage, Problem::with_file(path, "file", format!("cannot {what}: {error}")))
     }
 
-    /// Prints the problems: text on standard error, JSON on standard output.
+    /// Prints the problems: text on standard error (the first [`MOST_SHOWN`] of them), JSON on standard output.
     pub fn print(&self, format: Format) -> Exit {
         match format {
-            Format::Text => emit(&mut io::stderr().lock(), &self.problems.iter().map(Problem::text).collect::<String>()),
+            Format::Text => emit(&mut io::stderr().lock(), &self.text()),
             Format::Json => {
                 let errors: Vec<Value> = self.problems.iter().map(Problem::json).collect();
                 let object = json!({ "error": errors.first(), "errors": errors });
@@ -161,6 +168,15 @@ impl Failure {
             }
         }
         self.exit
+    }
+
+    fn text(&self) -> String {
+        let mut text: String = self.problems.iter().take(MOST_SHOWN).map(Problem::text).collect();
+        let rest = self.problems.len().saturating_sub(MOST_SHOWN);
+        if rest > 0 {
+            let _ = writeln!(text, "error: and {rest} more; --format json shows all");
+        }
+        text
     }
 }
 

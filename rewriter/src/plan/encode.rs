@@ -65,8 +65,11 @@ pub fn load(to: Register, base: Register, disp: i32) -> Result<Vec<u8>, IcedErro
 /// Never for general registers.
 pub fn lea(to: Register, base: Register, index: Register, scale: u32, disp: i32) -> Result<Vec<u8>, IcedError> {
     let code = if to.is_gpr64() { Code::Lea_r64_m } else { Code::Lea_r32_m };
-    let size = if base == Register::None { 8 } else { displacement_size(disp, base) };
-    let size = if base == Register::None && index != Register::None { 4 } else { size };
+    // iced calls the 4-byte displacement of 64-bit addressing "8".
+    let size = match displacement_size(disp, base) {
+        small @ (0 | 1) if base != Register::None => small,
+        _ => 8,
+    };
     encode(&Instruction::with2(code, to, MemoryOperand::new(base, index, scale, i64::from(disp), size, false, Register::None))?)
 }
 

@@ -286,7 +286,7 @@ impl Planner<'_> {
                 ))?
             } else {
                 let place =
-                    iced_x86::MemoryOperand::new(Register::RSP, Register::None, 1, i64::from(K), 4, false, Register::None);
+                    iced_x86::MemoryOperand::new(Register::RSP, Register::None, 1, i64::from(K), 8, false, Register::None);
                 ok(Instruction::with2(Code::Lea_r32_m, to, place))?
             };
             let bytes = ok(encode::encode(insn))?;

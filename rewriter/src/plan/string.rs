@@ -158,7 +158,7 @@ impl Planner<'_> {
             let bytes = ok(encode::set(Register::EAX, disp.cast_unsigned()))?;
             self.bytes(bytes);
         } else {
-            let memory = MemoryOperand::new(base, index, access.memory_index_scale(), i64::from(disp), 4, false, Register::None);
+            let memory = MemoryOperand::new(base, index, access.memory_index_scale(), i64::from(disp), 8, false, Register::None);
             self.emit(Instruction::with2(Code::Lea_r32_m, Register::EAX, memory))?;
         }
         self.gate(&name)?;

@@ -59,7 +59,8 @@ fn attack(workshop: &Workshop, console: Console, shown: &mut Shown) -> Result<()
     let on_stack = [PATTERN; 64];
     let built = workshop.build("remote")?;
     let mut runner = WindowRunner::new(&built.image, false).map_err(broken)?;
-    for (what, address) in [("heap", secret.as_ptr() as u64), ("stack", on_stack.as_ptr() as u64), ("code", show as *const () as u64)]
+    for (what, address) in
+        [("heap", secret.as_ptr() as u64), ("stack", on_stack.as_ptr() as u64), ("code", show as *const () as u64)]
     {
         // struct am_header: operation (0: absolute address), length, address; then the data.
         let mut message = [0u32.to_le_bytes(), 16u32.to_le_bytes()].concat();
