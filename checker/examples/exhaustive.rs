@@ -2,11 +2,14 @@
 //!
 //! `cargo run --release -p cordon-checker --example exhaustive` takes minutes; exits 1 on any difference.
 
+#[path = "../tests/oracle/heads.rs"]
+mod heads;
 #[path = "../tests/oracle/mod.rs"]
 mod oracle;
 
 use cordon_checker::policy::Host;
-use oracle::{Head, Oracle, Tally};
+use heads::Head;
+use oracle::{Oracle, Tally};
 use std::process::ExitCode;
 
 /// Byte that stands for immediates and displacements: positive as a displacement, a multiple of 8, a valid register operand.
@@ -22,7 +25,7 @@ fn run(heads: &[Head], fill: u8) -> Tally {
                     let mut oracle = Oracle::new(Host::User);
                     let mut tally = Tally::default();
                     for head in heads.iter().skip(worker).step_by(threads) {
-                        oracle.sweep(head, fill, &mut tally);
+                        heads::sweep(&mut oracle, head, fill, &mut tally);
                     }
                     tally
                 })
@@ -38,9 +41,9 @@ fn run(heads: &[Head], fill: u8) -> Tally {
 fn main() -> ExitCode {
     let mut differences = 0;
     for (name, heads, fill) in [
-        ("legacy", oracle::legacy_heads(), FILL),
-        ("legacy, zero immediates", oracle::legacy_heads(), 0),
-        ("VEX", oracle::vex_heads(), FILL),
+        ("legacy", heads::legacy_heads(), FILL),
+        ("legacy, zero immediates", heads::legacy_heads(), 0),
+        ("VEX", heads::vex_heads(), FILL),
     ] {
         let started = std::time::Instant::now();
         let tally = run(&heads, fill);

@@ -87,7 +87,9 @@ pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
 
 const fn flow(action: Action) -> Flow {
     match action {
-        Action::Next | Action::Nop | Action::Endbr | Action::Push | Action::Pop | Action::Deepen(_) | Action::Hint(_) => Flow::Next,
+        Action::Next | Action::Nop | Action::Endbr | Action::Push | Action::Pop | Action::Deepen(_) | Action::Hint(_) => {
+            Flow::Next
+        }
         Action::Jcc(rel) | Action::Limit { abort: rel, .. } => Flow::Conditional(rel),
         Action::Jmp(rel) => Flow::Jump(rel),
         Action::Call(rel) => Flow::Call(rel),

@@ -22,6 +22,14 @@ mod describe;
 pub mod layout;
 pub mod note;
 pub mod policy;
+#[cfg(feature = "writer")]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "for tests; not part of the checker"
+)]
+pub mod sample;
 mod state;
 mod table;
 mod tables;

@@ -10,7 +10,9 @@
 //! | 12..=18 | counts: regions, slots, sub-tables, sub-table slots, entries, imports, string bytes |
 //! | then | regions (3 words each), slots (1), sub-tables (7), sub-table slots (1), entry text offsets (1), entry names (1: string offset), imports (2: slot number, name) and the NUL-terminated strings, padded to a word |
 
-use crate::layout::{Layout, Region, SubTable, Words};
+use crate::layout::{Layout, Region, Slot, SubTable, Words};
+use crate::policy::{Features, Host, Policy};
+use crate::validate::LayoutError;
 
 /// First word of the descriptor.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"CRD1");
@@ -108,6 +110,29 @@ impl<'a> Note<'a> {
             imports,
             strings,
         })
+    }
+
+    /// Proves that the note narrows the host's terms: made for this kind of host, no extension beyond the policy's, each import in the
+    /// slot it names, and a valid [`Layout`].
+    ///
+    /// # Errors
+    /// The first [`LayoutError`] found.
+    pub fn validate(&self, policy: &Policy) -> Result<(), LayoutError> {
+        if (self.flags & FLAG_KERNEL != 0) != (policy.host == Host::Kernel) {
+            return Err(LayoutError::Host);
+        }
+        if !policy.features.contains(Features(self.features)) {
+            return Err(LayoutError::Features);
+        }
+        self.layout.validate(policy)?;
+        for (import, pair) in (0..self.layout.imports).zip((0..self.imports.len()).step_by(2)) {
+            let slot = self.imports.get(pair).and_then(|slot| usize::try_from(slot).ok());
+            let word = slot.and_then(|slot| self.layout.slots.get(slot));
+            if word.map(Slot::from_word) != Some(Slot::Import(import)) {
+                return Err(LayoutError::ImportSlot);
+            }
+        }
+        Ok(())
     }
 
     /// Name of entry `index` (same order as [`Layout::entries`]).

@@ -1,10 +1,8 @@
 //! Judges the cases of `golden/*.txt` and checks that the corpus covers every rule with a reject and each group with a near miss.
 
-mod layouts;
-
 use cordon_checker::layout::Slot;
 use cordon_checker::note::NoteSpec;
-use cordon_checker::{Features, Policy, Rule};
+use cordon_checker::{Features, Policy, Rule, sample};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -45,9 +43,9 @@ fn apply(options: &str, spec: &mut NoteSpec, policy: &mut Policy) {
 }
 
 fn verdict(case: &Case, kernel: bool) -> String {
-    let (mut spec, mut policy) = if kernel { (layouts::kernel(), Policy::KERNEL) } else { (layouts::user(), Policy::USER) };
+    let (mut spec, mut policy) = if kernel { (sample::kernel(), Policy::KERNEL) } else { (sample::user(), Policy::USER) };
     apply(&case.options, &mut spec, &mut policy);
-    match layouts::judge(&case.text, &policy, &spec) {
+    match sample::judge(&case.text, &policy, &spec) {
         Ok(_) => "accept".to_owned(),
         Err(reject) => format!("{}@{:x}", reject.rule.name(), reject.offset),
     }

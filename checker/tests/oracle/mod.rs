@@ -1,4 +1,4 @@
-//! Enumerates instruction encodings and compares what the checker's tables say of the accepted ones with iced-x86.
+//! Compares what the checker's tables say of an accepted encoding with iced-x86.
 
 use cordon_checker::policy::Host;
 use cordon_checker::{Description, Features, Flow, describe};
@@ -6,28 +6,6 @@ use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register, UsedMemory,
 };
-
-/// Everything in front of ModRM: prefixes, maps, opcode.
-#[derive(Clone, Copy, Debug)]
-pub struct Head {
-    pub bytes: [u8; 10],
-    pub len: usize,
-}
-
-impl Head {
-    fn new(parts: &[&[u8]]) -> Head {
-        let mut head = Head { bytes: [0; 10], len: 0 };
-        for &byte in parts.iter().copied().flatten() {
-            head.bytes[head.len] = byte;
-            head.len += 1;
-        }
-        head
-    }
-
-    pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
 
 /// Counts of one comparison run.
 #[derive(Clone, Debug, Default)]
@@ -60,49 +38,6 @@ impl Tally {
     }
 }
 
-/// All heads with legacy prefixes: every subset in canonical order, every REX, the four maps.
-pub fn legacy_heads() -> Vec<Head> {
-    let mut heads = Vec::new();
-    let optional = |byte: u8| [Vec::new(), vec![byte]];
-    let rexes: Vec<Vec<u8>> = std::iter::once(Vec::new()).chain((0x40..=0x4f).map(|rex| vec![rex])).collect();
-    for segment in [vec![], vec![0x65], vec![0x64]] {
-        for short in optional(0x67) {
-            for lock in optional(0xf0) {
-                for opsize in optional(0x66) {
-                    for rep in [vec![], vec![0xf3], vec![0xf2]] {
-                        for rex in &rexes {
-                            for map in [&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]] {
-                                for opcode in 0..=255 {
-                                    heads.push(Head::new(&[&segment, &short, &lock, &opsize, &rep, rex, map, &[opcode]]));
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-    heads
-}
-
-/// All heads with a VEX prefix: both lengths, all register extensions, maps 0 to 4, all W, vvvv, L, pp.
-pub fn vex_heads() -> Vec<Head> {
-    let mut heads = Vec::new();
-    for prefix in [&[0x65, 0x67][..], &[], &[0x65]] {
-        for opcode in 0..=255 {
-            for fields in 0..=255 {
-                heads.push(Head::new(&[prefix, &[0xc5, fields, opcode]]));
-                for extensions in 0..8 {
-                    for map in 1..=3 {
-                        heads.push(Head::new(&[prefix, &[0xc4, extensions << 5 | map, fields, opcode]]));
-                    }
-                }
-            }
-        }
-    }
-    heads
-}
-
 /// One decoder pair and its buffers.
 pub struct Oracle {
     info: InstructionInfoFactory,
@@ -112,24 +47,6 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(host: Host) -> Oracle {
         Oracle { info: InstructionInfoFactory::new(), host }
-    }
-
-    /// Tries every ModRM and SIB after `head`, the rest of the bytes being `fill`.
-    pub fn sweep(&mut self, head: &Head, fill: u8, tally: &mut Tally) {
-        let mut bytes = [fill; 24];
-        bytes[..head.len].copy_from_slice(head.as_slice());
-        for modrm in 0..=255_u8 {
-            bytes[head.len] = modrm;
-            if modrm < 0xc0 && modrm & 7 == 4 {
-                for sib in 0..=255_u8 {
-                    bytes[head.len + 1] = sib;
-                    self.compare(&bytes, tally);
-                }
-                bytes[head.len + 1] = fill;
-            } else {
-                self.compare(&bytes, tally);
-            }
-        }
     }
 
     /// Compares one byte string if the checker accepts it.
@@ -256,12 +173,27 @@ fn flow(theirs: &Instruction) -> Flow {
 const OTHER: u64 = Features::NT.0 | Features::LOCK.0 | Features::CONTROL.0;
 
 fn features(ours: Features, theirs: &Instruction) -> Result<(), String> {
+    // CPUID calls these SSE, but every x86-64 processor has them and they touch no vector register; `wait` is x87's.
+    let baseline = matches!(
+        theirs.mnemonic(),
+        Mnemonic::Lfence
+            | Mnemonic::Mfence
+            | Mnemonic::Sfence
+            | Mnemonic::Movnti
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+    );
+    if theirs.mnemonic() == Mnemonic::Wait {
+        return same("extensions", ours, Features::X87);
+    }
     let mut expected = Features::NONE;
     for feature in theirs.cpuid_features() {
         expected = expected.with(match feature {
             CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 => Features::X87,
             CpuidFeature::MMX => Features::MMX,
-            CpuidFeature::SSE | CpuidFeature::SSE2 => Features::SSE2,
+            CpuidFeature::SSE | CpuidFeature::SSE2 if !baseline => Features::SSE2,
             CpuidFeature::SSE3 => Features::SSE3,
             CpuidFeature::SSSE3 => Features::SSSE3,
             CpuidFeature::SSE4_1 => Features::SSE41,

@@ -1,12 +1,15 @@
-//! The layouts that tests judge text with.
+//! Two small valid layouts, for tests and measurements that need text judged.
 
-use cordon_checker::layout::{
+use crate::layout::{
     Layout, NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, SubTable, USER_STACK_LOW, USER_STACK_SHIFT, USER_TABLE,
 };
-use cordon_checker::note::{Note, NoteSpec};
-use cordon_checker::{Policy, Reject, Summary, check};
+use crate::note::{Note, NoteSpec};
+use crate::{Policy, Reject, Summary, check};
+use alloc::vec;
+use alloc::vec::Vec;
 
-/// User: 16 main slots (1 and 2 are imports), one sub-table of 4 slots at 0x10080 with depth 16 and both slots pushed, D = 4096.
+/// User host: 16 main slots (1 and 2 are imports), one sub-table of 4 slots at 0x10080 with depth 16 and both slots pushed, D = 4096.
+#[must_use]
 pub fn user() -> NoteSpec {
     let top = USER_STACK_LOW + 8 + USER_STACK_SHIFT;
     NoteSpec {
@@ -27,7 +30,8 @@ pub fn user() -> NoteSpec {
     }
 }
 
-/// Kernel: the same tables at -0x2000, S + 8 = 0x7ff00000, K = 0x10000, a native stack of 32 KiB, LIMIT 0x7fefa000.
+/// Kernel host: the same tables at -0x2000, S + 8 = 0x7ff00000, K = 0x10000, a native stack of 32 KiB, LIMIT 0x7fefa000.
+#[must_use]
 pub fn kernel() -> NoteSpec {
     NoteSpec {
         kernel: true,
@@ -50,12 +54,21 @@ fn sub_table(base: i32) -> SubTable {
 }
 
 /// Judges `text` with the layout of `spec`.
+///
+/// # Errors
+/// As [`check`].
+///
+/// # Panics
+/// As [`with_layout`].
 pub fn judge(text: &[u8], policy: &Policy, spec: &NoteSpec) -> Result<Summary, Reject> {
     let mut scratch = vec![u64::MAX; text.len()];
     with_layout(spec, |layout| check(text, policy, layout, &mut scratch))
 }
 
 /// Calls `f` with the layout that a loader reads from the written note.
+///
+/// # Panics
+/// If the note does not fit its own format.
 pub fn with_layout<T>(spec: &NoteSpec, f: impl FnOnce(&Layout<'_>) -> T) -> T {
     let bytes = spec.to_bytes();
     let note = Note::parse(&bytes).expect("a written note parses");

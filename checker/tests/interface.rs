@@ -1,0 +1,198 @@
+//! What callers rely on: layout validation, scratch, summary, instruction starts, the note.
+
+use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, Slot, SubTable, USER_TABLE};
+use cordon_checker::note::{Note, NoteSpec};
+use cordon_checker::{
+    Features, LayoutError, Policy, Rule, State, check, describe, is_start, policy::Host, sample, starts, state_at,
+};
+
+fn validate(spec: &NoteSpec, policy: &Policy) -> Result<(), LayoutError> {
+    sample::with_layout(spec, |layout| layout.validate(policy))
+}
+
+/// A change to a valid layout and what it must give.
+type Change = (LayoutError, fn(&mut NoteSpec));
+
+fn sub(base: i32, bits: u32) -> (SubTable, Vec<Slot>) {
+    (SubTable { base, bits, depth: 0, set: 0, first: 0, count: 0 }, Vec::new())
+}
+
+#[test]
+fn lying_user_layouts_are_refused() {
+    assert_eq!(validate(&sample::user(), &Policy::USER), Ok(()));
+    let changes: &[Change] = &[
+        (LayoutError::Depth, |s| s.max_depth = 4097),
+        (LayoutError::Depth, |s| s.max_depth = Policy::USER.max_depth + 8),
+        (LayoutError::TablePages, |s| s.table = 0xf000),
+        (LayoutError::TablePages, |s| s.table += 8),
+        (LayoutError::TablePages, |s| s.table_end += 8),
+        (LayoutError::TablePages, |s| s.table_end = s.table),
+        (LayoutError::TablePages, |s| s.table = -0x2000),
+        (LayoutError::MainTable, |s| s.main_bits = 14),
+        (LayoutError::MainTable, |s| s.main_bits = 10),
+        (LayoutError::MainTable, |s| s.main_bits = u32::MAX),
+        (LayoutError::MainSlot, |s| s.slots = vec![Slot::Trap; 17]),
+        (LayoutError::MainSlot, |s| s.slots[0] = Slot::Text(0)),
+        (LayoutError::MainSlot, |s| s.slots[0] = Slot::Import(0)),
+        (LayoutError::MainSlot, |s| s.slots[1] = Slot::Import(2)),
+        (LayoutError::Imports, |s| s.imports = vec![(1, String::new()); 17]),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.base = USER_TABLE),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.base = USER_TABLE + 0x78),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.base += 4),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.base = USER_TABLE + 0xfe8),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.base = -0x1000),
+        (LayoutError::SubTable, |s| s.sub_tables[0].0.bits = 40),
+        (LayoutError::SubTable, |s| s.sub_tables.push(sub(USER_TABLE + 0x98, 0))),
+        (LayoutError::SubTable, |s| s.sub_tables.insert(0, sub(USER_TABLE + 0x100, 0))),
+        (LayoutError::SubState, |s| s.sub_tables[0].0.depth = 12),
+        (LayoutError::SubState, |s| s.sub_tables[0].0.depth = 4104),
+        (LayoutError::SubState, |s| s.sub_tables[0].0.set = 4),
+        (LayoutError::SubState, |s| s.sub_tables[0].0.set = 1 << 63),
+        (LayoutError::SubWords, |s| s.sub_tables[0].1 = vec![Slot::Trap; 5]),
+        (LayoutError::SubSlot, |s| s.sub_tables[0].1 = vec![Slot::Import(0)]),
+        (LayoutError::Region, |s| s.regions[0].start += 8),
+        (LayoutError::Region, |s| s.regions[0].end += 8),
+        (LayoutError::Region, |s| s.regions[0].start = 0x1_0000),
+        (LayoutError::Region, |s| s.regions[0].end = s.regions[0].start),
+        (LayoutError::Region, |s| s.regions.swap(0, 1)),
+        (LayoutError::Region, |s| {
+            s.regions.push(Region { start: 0x7800_0000, end: MEMORY_END + 0x1000, kind: RegionKind::Heap })
+        }),
+        (LayoutError::Region, |s| s.regions.insert(1, Region { start: 0x1_f000, end: 0x3_0000, kind: RegionKind::Heap })),
+        (LayoutError::Stack, |s| s.regions.truncate(1)),
+        (LayoutError::Stack, |s| s.regions.push(Region { start: 0x7800_0000, end: MEMORY_END, kind: RegionKind::Stack })),
+        (LayoutError::Stack, |s| s.regions[1].end += 0x1000),
+        (LayoutError::Stack, |s| s.stack_shift += 0x1000),
+        (LayoutError::Stack, |s| s.stack_shift = u32::MAX),
+        (LayoutError::Stack, |s| s.regions[1].start = s.regions[1].end - 0x1000),
+        (LayoutError::Guard, |s| s.regions[0].end = s.regions[1].start - 0x1000),
+        (LayoutError::StackLow, |s| s.stack_low += 8),
+        (LayoutError::StackLow, |s| {
+            s.stack_shift = s.stack_low + 8 + s.stack_shift - 0x8000;
+            s.stack_low = 0x8000 - 8;
+        }),
+    ];
+    for (index, (expected, change)) in changes.iter().enumerate() {
+        let mut spec = sample::user();
+        change(&mut spec);
+        assert_eq!(validate(&spec, &Policy::USER), Err(*expected), "change {index}");
+        assert_eq!(sample::judge(&[0xc3], &Policy::USER, &spec).map_err(|r| (r.offset, r.rule)), Err((0, Rule::Layout)));
+    }
+}
+
+#[test]
+fn near_misses_of_lying_layouts_are_valid() {
+    let changes: &[fn(&mut NoteSpec)] = &[
+        |s| s.max_depth = Policy::USER.max_depth,
+        |s| s.main_bits = 4,
+        |s| s.slots = vec![Slot::Trap; 16],
+        |s| s.sub_tables[0].0.base = USER_TABLE + 0xfe0,
+        |s| s.sub_tables.push(sub(USER_TABLE + 0xa0, 0)),
+        |s| s.sub_tables[0].1 = vec![Slot::Trap; 4],
+        |s| s.regions[0].end = s.regions[1].start - 0x2000,
+        |s| s.regions.push(Region { start: 0x7800_0000, end: MEMORY_END, kind: RegionKind::Heap }),
+        |s| s.regions.insert(1, Region { start: 0x2_0000, end: 0x3_0000, kind: RegionKind::Heap }),
+    ];
+    for (index, change) in changes.iter().enumerate() {
+        let mut spec = sample::user();
+        change(&mut spec);
+        assert_eq!(validate(&spec, &Policy::USER), Ok(()), "change {index}");
+    }
+}
+
+#[test]
+fn kernel_layouts_keep_the_table_below_the_window_and_limit_inside_the_stack() {
+    assert_eq!(validate(&sample::kernel(), &Policy::KERNEL), Ok(()));
+    let lowest = 0x7fef_8000 + 4096 + 8;
+    let changes: &[Change] = &[
+        (LayoutError::TablePages, |s| (s.table, s.table_end) = (-0x1000, 0)),
+        (LayoutError::TablePages, |s| s.table = -0x2_0000),
+        (LayoutError::TablePages, |s| (s.table, s.table_end) = (0x1_0000, 0x1_1000)),
+        (LayoutError::Limit, |s| s.limit = 0x7fef_8000 + 4096),
+        (LayoutError::Limit, |s| s.limit = s.stack_low + 1),
+        (LayoutError::Limit, |s| s.limit = 0),
+    ];
+    for (index, (expected, change)) in changes.iter().enumerate() {
+        let mut spec = sample::kernel();
+        change(&mut spec);
+        assert_eq!(validate(&spec, &Policy::KERNEL), Err(*expected), "change {index}");
+    }
+    for limit in [lowest, 0x7fef_fff8] {
+        assert_eq!(validate(&NoteSpec { limit, ..sample::kernel() }, &Policy::KERNEL), Ok(()));
+    }
+}
+
+#[test]
+fn a_policy_with_an_impossible_depth_is_refused() {
+    for max_depth in [DEPTH_LIMIT + 8, 4] {
+        let policy = Policy { max_depth, ..Policy::USER };
+        assert_eq!(validate(&sample::user(), &policy), Err(LayoutError::PolicyDepth));
+    }
+    let policy = Policy { max_depth: DEPTH_LIMIT, ..Policy::USER };
+    assert_eq!(validate(&sample::user(), &policy), Ok(()));
+}
+
+#[test]
+fn a_note_only_narrows_the_policy() {
+    let accept = |spec: &NoteSpec, policy: &Policy| Note::parse(&spec.to_bytes()).expect("parses").validate(policy);
+    let user = sample::user();
+    assert_eq!(accept(&user, &Policy::USER), Ok(()));
+    assert_eq!(accept(&user, &Policy::KERNEL), Err(LayoutError::Host));
+    assert_eq!(accept(&sample::kernel(), &Policy::USER), Err(LayoutError::Host));
+    assert_eq!(accept(&sample::kernel(), &Policy::KERNEL), Ok(()));
+    let claims = NoteSpec { features: Features::SSE4A.0, ..sample::user() };
+    assert_eq!(accept(&claims, &Policy::USER), Err(LayoutError::Features));
+    let swapped = NoteSpec { imports: vec![(2, "one".into()), (1, "two".into())], ..sample::user() };
+    assert_eq!(accept(&swapped, &Policy::USER), Err(LayoutError::ImportSlot));
+}
+
+#[test]
+fn scratch_must_be_long_enough() {
+    let spec = sample::user();
+    let judge = |words: usize| {
+        let mut scratch = vec![0; words];
+        sample::with_layout(&spec, |layout| check(&[0x90, 0xc3], &Policy::USER, layout, &mut scratch))
+    };
+    assert_eq!(judge(1).map_err(|r| (r.offset, r.rule)), Err((0, Rule::ScratchLength)));
+    assert!(judge(2).is_ok());
+    assert!(judge(3).is_ok());
+}
+
+#[test]
+fn scratch_tells_starts_and_states() {
+    // push %rax; and $0x78,%eax; call *%gs:0x10000(%rax); pop %rax; ret
+    let text = [0x50, 0x83, 0xe0, 0x78, 0x65, 0xff, 0x90, 0, 0, 1, 0, 0x58, 0xc3];
+    let mut scratch = [u64::MAX; 13];
+    let summary = sample::with_layout(&sample::user(), |l| check(&text, &Policy::USER, l, &mut scratch)).expect("accepted");
+    assert_eq!(summary.instructions, 4);
+    assert_eq!(summary.max_depth, 8);
+    assert_eq!(summary.features, Features::NONE);
+    assert_eq!(starts(&scratch, text.len()).collect::<Vec<_>>(), [0, 1, 11, 12]);
+    assert_eq!(state_at(scratch[1]), Some(State::new(1, 1)));
+    assert_eq!(state_at(scratch[12]), Some(State::ENTRY));
+    assert_eq!(state_at(scratch[2]), None);
+    assert!(!is_start(scratch[4]));
+}
+
+#[test]
+fn the_summary_names_what_the_text_uses() {
+    // lock addl $1,%gs:(%eax); vpaddd %ymm; fld1; movntps; ret
+    let text = [0x65, 0x67, 0xf0, 0x83, 0x00, 0x01, 0xc5, 0xfd, 0xfe, 0xc0, 0xd9, 0xe8, 0x65, 0x67, 0x0f, 0x2b, 0x00, 0xc3];
+    let summary = sample::judge(&text, &Policy::USER, &sample::user()).expect("accepted");
+    let expected = [Features::LOCK, Features::AVX, Features::AVX2, Features::X87, Features::SSE2, Features::NT];
+    assert_eq!(summary.features, expected.iter().fold(Features::NONE, |all, &f| all.with(f)));
+}
+
+#[test]
+fn every_rule_has_its_number_and_text() {
+    for (index, rule) in Rule::ALL.iter().enumerate() {
+        assert_eq!(usize::from(rule.number()), index + 1);
+        assert!(!rule.text().is_empty());
+    }
+}
+
+#[test]
+fn describe_reports_truncation() {
+    assert_eq!(describe(&[0xb8, 0, 0], Host::User), Err(Rule::Truncated));
+    assert_eq!(describe(&[], Host::User).map(|d| d.len), Err(Rule::Truncated));
+}
