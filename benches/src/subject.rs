@@ -1,0 +1,139 @@
+//! What is measured: fixtures with their scripts, built natively and as images, in several code layouts.
+
+use anyhow::{Context, Result, bail};
+use cordon_fixtures::catalog::{self, Fixture, Language};
+use cordon_fixtures::compile::{Builder, USUAL, run_tool};
+use cordon_fixtures::native::NativeRunner;
+use cordon_fixtures::script::{Call, Expect};
+use cordon_loader::{Image, LoadOptions};
+use cordon_rewriter::object::Input;
+use cordon_rewriter::{Options, Stats, rewrite};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// Fixtures whose scripts are about faults or time limits, not about speed.
+const NOT_TIMED: &[&str] = &["faults", "loops", "remote"];
+/// Factor on the length of the scripts: a pass takes a millisecond or more.
+const SCALE: usize = 8;
+
+/// An object that only moves the code behind it.
+macro_rules! padding {
+    ($bytes:literal, $nops:literal) => {
+        Fixture {
+            name: concat!("padding-", $bytes),
+            language: Language::C,
+            source: concat!(
+                "__asm__(\".text\\n.globl cordon_padding\\n.type cordon_padding,@function\\ncordon_padding: .skip ",
+                $nops,
+                ",0x90\\nret\\n.size cordon_padding,.-cordon_padding\\n\");\n"
+            ),
+            flags: &[],
+            only: None,
+            libraries: &[],
+            script: |_| Vec::new(),
+        }
+    };
+}
+
+/// The code layouts: bytes of text in front, and what puts them there.
+pub const LAYOUTS: &[(usize, Option<Fixture>)] = &[(0, None), (16, Some(padding!("16", "15"))), (48, Some(padding!("48", "47")))];
+
+/// A program with the calls of one pass; none of them faults.
+pub struct Program {
+    pub name: &'static str,
+    pub fixture: &'static Fixture,
+    pub calls: Vec<Call>,
+}
+
+/// One code layout of a program, in both forms.
+pub struct Subject {
+    pub padding: usize,
+    pub native: NativeRunner,
+    pub image: Arc<Image>,
+    pub stats: Stats,
+}
+
+/// The programs called `names`, or all.
+///
+/// # Errors
+/// If there is no such fixture.
+pub fn programs(names: &[String]) -> Result<Vec<Program>> {
+    if let Some(unknown) = names.iter().find(|n| catalog::find(n).is_none()) {
+        bail!("no fixture {unknown}");
+    }
+    let wanted = |f: &&Fixture| match names {
+        [] => f.language == Language::C && !NOT_TIMED.contains(&f.name),
+        names => names.iter().any(|n| n == f.name),
+    };
+    let program = |fixture: &'static Fixture| {
+        let calls = (fixture.script)(SCALE).into_iter().filter(|c| matches!(c.expect, Expect::Same | Expect::Known(_)));
+        Program { name: fixture.name, fixture, calls: calls.collect() }
+    };
+    Ok(catalog::HANDLERS.iter().filter(wanted).map(program).collect())
+}
+
+/// A folder to compile in.
+pub struct Workshop {
+    builder: Builder,
+    _folder: TempDir,
+}
+
+impl Workshop {
+    /// A workshop in a new temporary folder.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn new() -> Result<Workshop> {
+        let folder = tempfile::tempdir()?;
+        Ok(Workshop { builder: Builder::new(folder.path())?, _folder: folder })
+    }
+
+    /// Compiler and level, for people.
+    ///
+    /// # Errors
+    /// If the compiler is missing.
+    pub fn compiler(&self) -> Result<String> {
+        let answer = run_tool(Command::new("gcc").arg("-dumpfullversion"))?;
+        Ok(format!("gcc {} -O2 -fPIC", String::from_utf8_lossy(&answer).trim()))
+    }
+
+    /// Every code layout of `program`.
+    ///
+    /// # Errors
+    /// If it cannot be compiled, rewritten or loaded.
+    pub fn subjects(&self, program: &Program) -> Result<Vec<Subject>> {
+        LAYOUTS.iter().map(|(padding, front)| self.subject(program, *padding, front.as_ref())).collect()
+    }
+
+    fn subject(&self, program: &Program, padding: usize, front: Option<&Fixture>) -> Result<Subject> {
+        let mut files: Vec<PathBuf> = front.map(|f| self.builder.object(f, USUAL)).transpose()?.into_iter().collect();
+        files.push(self.builder.object(program.fixture, USUAL)?);
+        files.extend(self.builder.archives(program.fixture.libraries)?);
+        let native = NativeRunner::link(&self.builder, &files)?;
+        let inputs = files.iter().map(|path| {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            Ok(Input { name: path.display().to_string(), bytes })
+        });
+        let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, &Options::default())?;
+        // A sealed fast window would keep address 0 for good.
+        let image = Image::from_bytes(&rewritten.image, &LoadOptions { seal: false, ..LoadOptions::default() })?;
+        Ok(Subject { padding, native, image, stats: rewritten.stats })
+    }
+}
+
+/// The processor's name, as the kernel tells it.
+pub fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    let name = line.and_then(|l| l.split_once(':')).map_or("unknown processor", |(_, name)| name.trim());
+    let number = |key: &str| {
+        let line = info.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == key))?;
+        line.split_once(':').map(|(_, n)| n.trim().to_owned())
+    };
+    match (number("cpu family"), number("model")) {
+        (Some(family), Some(model)) => format!("{name} (family {family}, model {model})"),
+        _ => name.into(),
+    }
+}

@@ -1,0 +1,42 @@
+//! The README's first handler works as written: its file, its commands, its result.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn readme() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    std::fs::read_to_string(path).expect("the README is there")
+}
+
+/// The fenced block behind `<!-- quickstart: name -->`.
+fn block(text: &str, name: &str) -> String {
+    let marker = format!("<!-- quickstart: {name} -->\n```");
+    let (_, rest) = text.split_once(&marker).unwrap_or_else(|| panic!("the README has {marker}"));
+    let (_, rest) = rest.split_once('\n').expect("the fence ends its line");
+    rest.split_once("```").expect("the block is closed").0.to_owned()
+}
+
+/// Runs shell commands with `cordon` in the path, stopping at the first failure.
+fn shell(commands: &str, folder: &Path) -> Output {
+    let cordon = Path::new(env!("CARGO_BIN_EXE_cordon")).parent().expect("a folder");
+    let path = format!("{}:{}", cordon.display(), std::env::var("PATH").unwrap_or_default());
+    Command::new("bash").args(["-ec", commands]).env("PATH", path).current_dir(folder).output().expect("bash starts")
+}
+
+#[test]
+fn the_first_handler_of_the_readme_works() {
+    let (text, folder) = (readme(), tempfile::tempdir().expect("temporary folder"));
+    std::fs::write(folder.path().join("count.c"), block(&text, "count.c")).expect("written");
+    let commands = block(&text, "commands");
+    assert!(commands.lines().count() >= 4, "{commands}");
+    let output = shell(&commands, folder.path());
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    let result = shown.lines().find(|l| l.starts_with("result = ")).expect("run prints its result");
+    assert!(text.contains(&format!("`{result}`")), "the README does not say {result}");
+
+    let output = shell(&block(&text, "stopped"), folder.path());
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(["handler", "null pointer", "count.o"].iter().all(|part| report.contains(part)), "{report}");
+}
