@@ -396,7 +396,7 @@ fn fpu(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
         let operands = Operands::none(line);
         return Ok(Insn { features, operands, ..control(&op, 1, Action::Next) });
     }
-    op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3))).unwrap_or(&DENY);
+    op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3 & 7))).unwrap_or(&DENY);
     if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm) }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::body::{Body, Flow, Outside};
 use crate::functions::CodeRef;
-use iced_x86::{FlowControl, InstructionInfoFactory, OpAccess, Register, RflagsBits};
+use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
 use std::collections::HashMap;
 
 /// A set of general registers (bit = hardware number) and status flags ([`RflagsBits`] of OF, SF, ZF, AF, CF, PF).
@@ -70,10 +70,15 @@ fn effect(factory: &mut InstructionInfoFactory, insn: &iced_x86::Instruction) ->
     e.reads.flags = (insn.rflags_read() & STATUS) as u16;
     e.kills.flags = (insn.rflags_modified() & STATUS) as u16;
     // A shift by cl may leave every flag as it was.
-    if matches!(insn.op_count(), 2 | 3) && insn.op_register(insn.op_count() - 1) == Register::CL {
+    if is_shift(insn.mnemonic()) && insn.op_register(insn.op_count() - 1) == Register::CL {
         e.kills.flags = 0;
     }
     e
+}
+
+fn is_shift(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
 }
 
 /// Registers that a call of each body may change, its callees' included (gcc's -fipa-ra counts on the others).
