@@ -65,7 +65,9 @@ fn fixpoint(program: &Program) -> bool {
         .map(|at| (at, State::default()))
         .chain(program.labels.iter().map(|&at| (at, program::SWITCH)))
         .collect();
-    let after_flow = |at: usize| at == 0 || matches!(program.ops[at - 1], Op::Jmp(_) | Op::Ret | Op::Stop | Op::Switch);
+    let mut after_flow = vec![true; count];
+    let mut padding = vec![false; count];
+    // Forward edges only, so what is known of the instructions in front of one is final after as many sweeps.
     for _ in 0..=count {
         for at in 0..count {
             let mut incoming: Vec<State> = seeds.iter().filter(|(to, _)| *to == at).map(|(_, state)| *state).collect();
@@ -74,9 +76,13 @@ fn fixpoint(program: &Program) -> bool {
                     incoming.extend(program.edges(from, before).into_iter().filter(|(to, _)| *to == at).map(|(_, s)| s));
                 }
             }
-            if after_flow(at) {
+            let ends = |before: usize| matches!(program.ops[before], Op::Jmp(_) | Op::Ret | Op::Stop | Op::Switch);
+            after_flow[at] = at == 0 || ends(at - 1) || padding[at - 1];
+            padding[at] = false;
+            if after_flow[at] {
                 match program.ops[at] {
                     Op::Hint(state) => incoming.push(state),
+                    Op::Nop if incoming.is_empty() => padding[at] = true,
                     _ if incoming.is_empty() => incoming.push(State::default()),
                     _ => {}
                 }
@@ -89,8 +95,8 @@ fn fixpoint(program: &Program) -> bool {
         }
     }
     (0..count).all(|at| {
-        let Some(before) = states[at] else { return false };
-        let hint_placed = !matches!(program.ops[at], Op::Hint(_)) || after_flow(at);
+        let Some(before) = states[at] else { return padding[at] };
+        let hint_placed = !matches!(program.ops[at], Op::Hint(_)) || after_flow[at];
         let edges_agree = program.edges(at, before).iter().all(|&(to, state)| {
             states.get(to).copied().flatten().is_some_and(|s| s.depth == state.depth && state.set & s.set == s.set)
         });
