@@ -3,9 +3,8 @@
 use super::{Borrow, Piece, Planned, Planner, Target, UD2, encode, ok};
 use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Diagnostic;
-use crate::functions::is_noreturn_name;
 use crate::program::Reloc;
-use crate::select::{TLS_RESOLVER, TRAPS};
+use crate::select::TLS_RESOLVER;
 use cordon_checker::layout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -171,7 +170,7 @@ impl Planner<'_> {
                 self.piece(Piece::JumpOut(None, at));
                 Ok(())
             }
-            Outside::Symbol(reloc) => self.import(&reloc, true),
+            Outside::Symbol(reloc) => self.import(&reloc, true).map(|_| ()),
         }
     }
 
@@ -188,8 +187,11 @@ impl Planner<'_> {
                         Instruction::with2(Code::Mov_rm64_r64, Register::RAX, Register::RDI).and_then(|i| encode::encode(&i))
                     )?;
                     self.bytes(bytes);
-                } else {
-                    self.import(&reloc, false)?;
+                } else if !self.import(&reloc, false)? && next.is_some() {
+                    // What follows is dead, but it keeps its state for the branches that lead there.
+                    let node = &self.body.nodes[id as usize];
+                    let hint = Piece::Hint(node.state.depth.cast_unsigned(), self.native.set(node) as u32);
+                    self.piece(hint);
                 }
             }
         }
@@ -204,8 +206,8 @@ impl Planner<'_> {
         &self.env.program.symbol(reloc.symbol).name
     }
 
-    /// `call|jmp *%gs:T+8i`, or a trap where there is nothing to call.
-    fn import(&mut self, reloc: &Reloc, jump: bool) -> Planned<()> {
+    /// `call|jmp *%gs:T+8i`, or a trap where there is nothing to call (then false).
+    fn import(&mut self, reloc: &Reloc, jump: bool) -> Planned<bool> {
         let name = self.name_of(reloc).to_owned();
         let slot = self.env.space.import_slots.get(crate::select::import_name(&name)).copied();
         match slot {
@@ -215,11 +217,10 @@ impl Planner<'_> {
             }
             None => {
                 self.note("call of an absent function: trap");
-                debug_assert!(TRAPS.contains(&name.as_str()) || !is_noreturn_name(&name) || slot.is_none());
                 self.bytes(UD2.to_vec());
             }
         }
-        Ok(())
+        Ok(slot.is_some())
     }
 
     /// The import unit for a slot number.
