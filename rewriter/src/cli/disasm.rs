@@ -34,6 +34,7 @@ impl<'a> Printer<'a> {
         options.set_small_hex_numbers_in_decimal(true);
         options.set_gas_show_mnemonic_size_suffix(false);
         options.set_branch_leading_zeros(false);
+        options.set_rip_relative_addresses(true);
         Printer { formatter, functions }
     }
 

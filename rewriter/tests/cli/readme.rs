@@ -1,5 +1,6 @@
 //! The README's first handler works as written: its file, its commands, its result.
 
+use crate::Desk;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -25,17 +26,17 @@ fn shell(commands: &str, folder: &Path) -> Output {
 
 #[test]
 fn the_first_handler_of_the_readme_works() {
-    let (text, folder) = (readme(), tempfile::tempdir().expect("temporary folder"));
-    std::fs::write(folder.path().join("count.c"), block(&text, "count.c")).expect("written");
+    let (text, desk) = (readme(), Desk::new());
+    desk.write("count.c", block(&text, "count.c"));
     let commands = block(&text, "commands");
     assert!(commands.lines().count() >= 4, "{commands}");
-    let output = shell(&commands, folder.path());
+    let output = shell(&commands, desk.folder());
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
     let result = shown.lines().find(|l| l.starts_with("result = ")).expect("run prints its result");
     assert!(text.contains(&format!("`{result}`")), "the README does not say {result}");
 
-    let output = shell(&block(&text, "stopped"), folder.path());
+    let output = shell(&block(&text, "stopped"), desk.folder());
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let report = String::from_utf8_lossy(&output.stderr);
     assert!(["handler", "null pointer", "count.o"].iter().all(|part| report.contains(part)), "{report}");

@@ -1,0 +1,97 @@
+//! `cordon rewrite`, and what every subcommand does with its arguments.
+
+use crate::{Desk, json, stderr, stdout};
+
+#[test]
+fn usage_errors_have_code_2_in_text_and_json() {
+    let desk = Desk::new();
+    for args in [&["rewrite"][..], &["rewrite", "a.o"], &["frobnicate"], &[], &["rewrite", "a.o", "-o", "b", "--heap", "2G"]] {
+        let text = desk.cordon(args);
+        assert_eq!(text.status.code(), Some(2), "{args:?}");
+        assert!(text.stdout.is_empty() && !text.stderr.is_empty(), "{args:?}");
+        let wanted: Vec<&str> = args.iter().copied().chain(["--format", "json"]).collect();
+        let output = desk.cordon(&wanted);
+        assert_eq!(output.status.code(), Some(2), "{wanted:?}");
+        assert_eq!(json(&output)["error"]["code"], "usage", "{wanted:?}");
+    }
+    for args in [&["--help"][..], &["rewrite", "--help"], &["demo", "--help"], &["--version"]] {
+        let help = desk.cordon(args);
+        assert_eq!((help.status.code(), help.stderr.len()), (Some(0), 0), "{args:?}");
+    }
+}
+
+#[test]
+fn unreadable_files_have_code_2_and_are_named() {
+    let desk = Desk::new();
+    let output = desk.cordon(&["rewrite", "missing.o", "-o", "out", "--format=json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = &json(&output)["error"];
+    assert_eq!((&error["code"], &error["object"]), (&"file".into(), &"missing.o".into()));
+    let text = desk.cordon(&["rewrite", "missing.o", "-o", "out"]);
+    assert!(stderr(&text).starts_with("error: missing.o: cannot read: "), "{text:?}");
+}
+
+#[test]
+fn an_image_is_the_same_for_any_number_of_threads() {
+    let desk = Desk::new();
+    desk.object("sum", "long handler(const int *p, long n) { long s = 0; while (n-- > 0) s += p[n]; return s; }");
+    for threads in ["1", "2", "7"] {
+        let output = desk.cordon(&["rewrite", "sum.o", "-o", &format!("{threads}.cordon"), "--threads", threads]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(stdout(&output).contains("1 functions") && stdout(&output).contains("accepted by the checker"));
+    }
+    assert_eq!(desk.read("1.cordon"), desk.read("2.cordon"));
+    assert_eq!(desk.read("1.cordon"), desk.read("7.cordon"));
+    let summary = json(&desk.cordon(&["rewrite", "sum.o", "-o", "sum.cordon", "--format", "json"]));
+    assert_eq!(summary["functions"], 1);
+    assert!(summary["text_out"].as_u64() > Some(0) && summary["growth"].as_f64() > Some(0.0), "{summary}");
+}
+
+#[test]
+fn refused_input_has_code_1_and_leaves_the_output_alone() {
+    let desk = Desk::new();
+    desk.write("in.o", "not an object");
+    let output = desk.cordon(&["rewrite", "in.o", "-o", "out", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let object = json(&output);
+    assert_eq!(object["error"]["object"], "in.o");
+    assert_eq!(object["errors"].as_array().map(Vec::len), Some(1));
+    desk.write("old", "precious");
+    assert_eq!(desk.cordon(&["rewrite", "in.o", "-o", "old"]).status.code(), Some(1));
+    assert_eq!(desk.read("old"), b"precious");
+    let mut names: Vec<_> = std::fs::read_dir(desk.folder()).expect("folder").map(|e| e.expect("entry").file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["in.o", "old"]);
+}
+
+#[test]
+fn refusals_name_object_section_offset_and_symbol() {
+    let desk = Desk::new();
+    desk.object("bad", "long helper(long); long handler(long x) { return helper(x) + 1; }");
+    let output = desk.cordon(&["rewrite", "bad.o", "-o", "out", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = &json(&output)["error"];
+    assert_eq!(error["object"], "bad.o", "{error}");
+    assert!(error["message"].as_str().is_some_and(|m| m.contains("helper")) || error["symbol"] == "helper", "{error}");
+    assert!(error["section"].is_string() && error["offset"].is_u64(), "{error}");
+    let text = stderr(&desk.cordon(&["rewrite", "bad.o", "-o", "out"]));
+    assert!(text.starts_with("error: bad.o:.text") && text.contains("helper"), "{text}");
+}
+
+#[test]
+fn the_output_may_not_be_an_input() {
+    let desk = Desk::new();
+    desk.write("in.o", "not an object");
+    let output = desk.cordon(&["rewrite", "in.o", "-o", "./in.o", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(json(&output)["error"]["message"], "the output is one of the inputs");
+    assert_eq!(desk.read("in.o"), b"not an object");
+}
+
+#[test]
+fn devices_are_written_in_place() {
+    let desk = Desk::new();
+    desk.object("one", "long handler(void) { return 1; }");
+    assert_eq!(desk.cordon(&["rewrite", "one.o", "-o", "/dev/null"]).status.code(), Some(0));
+    assert!(!std::fs::metadata("/dev/null").expect("still there").is_file());
+}

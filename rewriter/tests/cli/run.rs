@@ -1,0 +1,103 @@
+//! `cordon run`: arguments, inputs, captures, faults.
+
+use crate::{Desk, json, stderr, stdout};
+use cordon_fixtures::pcap;
+
+const ADD: &str = "long handler(long a, long b, long c) { return a + 10 * b + 100 * c; }";
+
+const BYTES: &str = "
+static unsigned long seen;
+unsigned long sum(const unsigned char *p, unsigned long n, unsigned long factor)
+{
+    unsigned long s = 0;
+    for (unsigned long i = 0; i < n; i++)
+        s += p[i];
+    seen++;
+    return s * factor;
+}
+unsigned long calls(void) { return seen; }
+unsigned long bad(const unsigned char *p, unsigned long n) { return ++seen < 3 ? 1 : p[0x60000000 + n]; }
+";
+
+#[test]
+fn arguments_are_decimal_hexadecimal_or_negative_and_the_result_is_the_last_line() {
+    let desk = Desk::new();
+    desk.image("add", ADD);
+    for extra in [&[][..], &["--fast-window"], &["--repeat", "3"]] {
+        let args = [&["run", "add.cordon", "--arg", "1", "--arg", "0x10", "--arg", "-1"][..], extra].concat();
+        let output = desk.cordon(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(stdout(&output).lines().last(), Some("result = 61"), "{output:?}");
+    }
+    let object = json(&desk.cordon(&["run", "add.cordon", "--arg", "-1", "--format", "json"]));
+    assert_eq!(object["result"], u64::MAX);
+    assert_eq!(object["entry"], "handler");
+    let output = desk.cordon(&["run", "add.cordon", "--arg", "ten"]);
+    assert_eq!(output.status.code(), Some(2));
+    let seven = ["--arg", "1"].repeat(7);
+    let output = desk.cordon(&[&["run", "add.cordon"], &seven[..]].concat());
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn the_entry_is_the_only_one_or_the_one_asked_for() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    let output = desk.cordon(&["run", "bytes.cordon", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let names = json(&output)["error"]["entries"].as_str().expect("names").to_owned();
+    assert!(["sum", "calls", "bad"].iter().all(|n| names.contains(n)), "{names}");
+    assert_eq!(desk.cordon(&["run", "bytes.cordon", "--entry", "none"]).status.code(), Some(2));
+    assert_eq!(stdout(&desk.cordon(&["run", "bytes.cordon", "--entry", "calls"])), "result = 0\n");
+}
+
+#[test]
+fn an_input_file_is_given_as_address_and_length() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.write("in", [1, 2, 3, 250]);
+    let args = ["run", "bytes.cordon", "--entry", "sum", "--input", "in", "--arg", "2"];
+    assert_eq!(stdout(&desk.cordon(&args)), "result = 512\n");
+    let object = json(&desk.cordon(&[&args[..], &["--repeat", "5", "--format", "json"]].concat()));
+    assert_eq!((&object["calls"], &object["result"]), (&5.into(), &512.into()));
+    desk.write("in", "");
+    assert_eq!(stdout(&desk.cordon(&args)), "result = 0\n");
+    let output = desk.cordon(&["run", "bytes.cordon", "--entry", "sum", "--input", "missing"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_capture_is_given_packet_by_packet_and_results_are_summed() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.write("three.pcap", pcap::write(&[vec![1, 2], vec![], vec![7; 100]]));
+    let args = ["run", "bytes.cordon", "--entry", "sum", "--pcap", "three.pcap", "--arg", "1"];
+    let output = desk.cordon(&args);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let lines: Vec<String> = stdout(&output).lines().map(str::to_owned).collect();
+    assert_eq!((&lines[0][..], &lines[1][..]), ("calls = 3", "nonzero = 2"));
+    assert_eq!(lines.last().map(String::as_str), Some("result = 703"));
+    desk.write("broken.pcap", "no capture at all, really");
+    let output = desk.cordon(&["run", "bytes.cordon", "--entry", "sum", "--pcap", "broken.pcap", "--format", "json"]);
+    assert_eq!((output.status.code(), &json(&output)["error"]["code"]), (Some(2), &"pcap".into()));
+}
+
+#[test]
+fn a_stopped_handler_has_code_4_and_a_report() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.write("five.pcap", pcap::write(&vec![vec![1]; 5]));
+    let args = ["run", "bytes.cordon", "--entry", "bad", "--pcap", "five.pcap"];
+    let output = desk.cordon(&[&args[..], &["--format", "json"]].concat());
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let error = &json(&output)["error"];
+    assert_eq!((&error["code"], &error["kind"], &error["access"]), (&"fault".into(), &"Unmapped".into(), &"read".into()));
+    assert_eq!((&error["function"], &error["calls_before"]), (&"bad".into(), &2.into()), "{error}");
+    assert!(error["address"].as_u64() > Some(0x6000_0000) && error["text_offset"].is_u64(), "{error}");
+    assert_eq!(error["origin_object"], "bytes.o");
+    let text = desk.cordon(&args);
+    assert_eq!(text.status.code(), Some(4));
+    for field in ["kind: Unmapped", "access: read", "function: bad", "calls_before: 2", "address: 0x6"] {
+        assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
+    }
+}
