@@ -80,8 +80,23 @@ pub(crate) struct Insn {
     pub(crate) len: usize,
     pub(crate) action: Action,
     pub(crate) features: Features,
-    /// What the bytes say, for whoever wants operands.
-    pub(crate) operands: Operands,
+}
+
+/// Who wants to know the operands of an accepted instruction.
+pub(crate) trait Sink {
+    fn take(&mut self, operands: Operands);
+}
+
+/// The walk does not.
+impl Sink for () {
+    #[inline(always)]
+    fn take(&mut self, _: Operands) {}
+}
+
+impl Sink for Option<Operands> {
+    fn take(&mut self, operands: Operands) {
+        *self = Some(operands);
+    }
 }
 
 /// The fields of a decoded instruction; the walk does not need them, the comparison with other decoders does.
@@ -118,45 +133,81 @@ impl Machine {
     }
 }
 
-/// Legacy prefixes in canonical order.
-#[derive(Clone, Copy, Debug, Default)]
-struct Prefixes {
-    segment: bool,
-    /// 67.
-    short: bool,
-    lock: bool,
-    /// 66.
-    opsize: bool,
-    /// Column of a [`table::PrefixedMap`]: F3, F2, or 0 for neither.
-    rep: usize,
-}
+/// Legacy prefixes, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Prefixes(u8);
 
 impl Prefixes {
-    const fn any(&self) -> bool {
-        self.segment || self.short || self.lock || self.opsize || self.rep != 0
+    const SEGMENT: u8 = 1;
+    /// 67.
+    const SHORT: u8 = 2;
+    const LOCK: u8 = 4;
+    /// 66.
+    const OPSIZE: u8 = 8;
+    /// F3 or F2; which, is the column that selected the line.
+    const REP: u8 = 16;
+    const REPNE: u8 = 32;
+
+    #[inline(always)]
+    const fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    #[inline(always)]
+    const fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    #[inline(always)]
+    const fn without(self, bits: u8) -> Prefixes {
+        Prefixes(self.0 & !bits)
     }
 }
 
-/// REX, or the same bits of VEX: `r`, `x`, `b` are 0 or 8.
-#[derive(Clone, Copy, Debug, Default)]
-struct Extension {
-    present: bool,
-    w: bool,
-    r: u8,
-    x: u8,
-    b: u8,
-}
+/// REX, or the same bits of VEX behind 0x40; 0 without either. The register extensions are 0 or 8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Extension(u8);
 
 impl Extension {
-    const fn of_rex(rex: u8) -> Extension {
-        Extension { present: true, w: rex & 8 != 0, r: (rex & 4) << 1, x: (rex & 2) << 2, b: (rex & 1) << 3 }
+    #[inline(always)]
+    const fn present(self) -> bool {
+        self.0 != 0
     }
-
+    #[inline(always)]
+    const fn w(self) -> bool {
+        self.0 & 8 != 0
+    }
+    #[inline(always)]
+    const fn r(self) -> u8 {
+        (self.0 & 4) << 1
+    }
+    #[inline(always)]
+    const fn x(self) -> u8 {
+        (self.0 & 2) << 2
+    }
+    #[inline(always)]
+    const fn b(self) -> u8 {
+        (self.0 & 1) << 3
+    }
     /// A REX that changes nothing but the meaning of byte registers 4 to 7.
-    const fn is_bare(&self) -> bool {
-        self.present && !self.w && self.r | self.x | self.b == 0
+    #[inline(always)]
+    const fn is_bare(self) -> bool {
+        self.0 == 0x40
     }
 }
+
+/// Whether a byte is a legacy prefix of [`Prefixes`].
+static IS_PREFIX: [bool; 256] = {
+    let mut table = [false; 256];
+    table[0x64] = true;
+    table[0x65] = true;
+    table[0x66] = true;
+    table[0x67] = true;
+    table[0xf0] = true;
+    table[0xf2] = true;
+    table[0xf3] = true;
+    table
+};
 
 /// An instruction up to and with its opcode.
 #[derive(Clone, Copy, Debug)]
@@ -212,86 +263,106 @@ fn line_of(map: &'static table::Map, opcode: u8) -> &'static Line {
 /// # Errors
 /// The rule that the bytes violate by themselves.
 #[inline(always)]
-pub(crate) fn decode(window: &Window, machine: Machine) -> Decoded<Insn> {
+pub(crate) fn decode(window: &Window, machine: Machine, sink: &mut impl Sink) -> Decoded<Insn> {
     let mut prefixes = Prefixes::default();
     let mut at = 0_usize;
     let mut first = byte(window, 0);
-    if first == machine.segment {
-        prefixes.segment = true;
-        at = at.wrapping_add(1);
-        first = byte(window, at);
-    }
-    if first == 0x67 {
-        prefixes.short = true;
-        at = at.wrapping_add(1);
-        first = byte(window, at);
-    }
-    if first == 0xf0 {
-        prefixes.lock = true;
-        at = at.wrapping_add(1);
-        first = byte(window, at);
-    }
-    if first == 0x66 {
-        prefixes.opsize = true;
-        at = at.wrapping_add(1);
-        first = byte(window, at);
-    }
-    if first & 0xfe == 0xf2 {
-        prefixes.rep = if first == 0xf3 { table::PF3 } else { table::PF2 };
-        at = at.wrapping_add(1);
+    if IS_PREFIX.get(usize::from(first)).copied().unwrap_or(false) {
+        (prefixes, at) = legacy_prefixes(window, machine);
         first = byte(window, at);
     }
     let mut extension = Extension::default();
     if first & 0xf0 == 0x40 {
-        extension = Extension::of_rex(first);
+        extension = Extension(first);
         at = at.wrapping_add(1);
         first = byte(window, at);
     }
     at = at.wrapping_add(1);
     if first == 0x0f {
-        return two_byte(window, machine, prefixes, extension, at);
+        return two_byte(window, machine, prefixes, extension, at, sink);
     }
     if first & 0xfe == 0xc4 {
-        return vex(window, machine, prefixes, extension, first, at);
+        return vex(window, machine, prefixes, extension, first, at, sink);
     }
     let line = line_of(&table::ONE_BYTE, first);
     let groups = &table::GROUPS;
-    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: first, at, vex: false, vvvv: 0, l: false })
+    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: first, at, vex: false, vvvv: 0, l: false }, sink)
+}
+
+/// Prefixes in canonical order, each at most once; the index after them. What is left is an opcode or a stray prefix.
+#[inline(always)]
+fn legacy_prefixes(window: &Window, machine: Machine) -> (Prefixes, usize) {
+    let mut prefixes = 0;
+    let mut at = 0_usize;
+    let mut next = |accepts: u8, bit: u8| {
+        let found = byte(window, at) == accepts;
+        if found {
+            prefixes |= bit;
+            at = at.wrapping_add(1);
+        }
+        found
+    };
+    next(machine.segment, Prefixes::SEGMENT);
+    next(0x67, Prefixes::SHORT);
+    next(0xf0, Prefixes::LOCK);
+    next(0x66, Prefixes::OPSIZE);
+    if !next(0xf3, Prefixes::REP) {
+        next(0xf2, Prefixes::REPNE);
+    }
+    (Prefixes(prefixes), at)
 }
 
 #[inline(always)]
-fn two_byte(window: &Window, machine: Machine, mut prefixes: Prefixes, extension: Extension, at: usize) -> Decoded<Insn> {
+fn two_byte(
+    window: &Window,
+    machine: Machine,
+    prefixes: Prefixes,
+    extension: Extension,
+    at: usize,
+    sink: &mut impl Sink,
+) -> Decoded<Insn> {
     let second = byte(window, at);
     let (map, opcode, at) = match second {
         0x38 => (&table::MAP_0F38, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
         0x3a => (&table::MAP_0F3A, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
         _ => (&table::MAP_0F, second, at.wrapping_add(1)),
     };
-    let prefix = if prefixes.rep != 0 { prefixes.rep } else { usize::from(prefixes.opsize) };
-    let line = line_of(column(map, prefix, &DENY_MAP), opcode);
+    let column_of = match prefixes.0 >> 3 {
+        0 => table::NP,
+        1 => table::P66,
+        2 | 3 => table::PF3,
+        _ => table::PF2,
+    };
+    let line = line_of(column(map, column_of, &DENY_MAP), opcode);
     // F3 and F2 always select the line; 66 selects it unless the line takes it as operand size.
-    if prefixes.rep == 0 && !line.has(flag::OPSIZE) {
-        prefixes.opsize = false;
-    }
-    prefixes.rep = 0;
+    let selecting = Prefixes::REP | Prefixes::REPNE;
+    let alone = !prefixes.has(selecting) && !line.has(flag::OPSIZE);
+    let prefixes = prefixes.without(if alone { Prefixes::OPSIZE } else { selecting });
     let groups = &table::GROUPS_0F;
-    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: opcode, at, vex: false, vvvv: 0, l: false })
+    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: opcode, at, vex: false, vvvv: 0, l: false }, sink)
 }
 
-fn vex(window: &Window, machine: Machine, prefixes: Prefixes, extension: Extension, first: u8, at: usize) -> Decoded<Insn> {
-    if extension.present || prefixes.lock || prefixes.opsize || prefixes.rep != 0 {
+fn vex(
+    window: &Window,
+    machine: Machine,
+    prefixes: Prefixes,
+    extension: Extension,
+    first: u8,
+    at: usize,
+    sink: &mut impl Sink,
+) -> Decoded<Insn> {
+    if extension.present() || prefixes.without(Prefixes::SEGMENT | Prefixes::SHORT).any() {
         return Err(Rule::NotCanonical);
     }
     let head = byte(window, at);
-    let r = (!head & 0x80) >> 4;
-    let (x, b, map, tail, at) = if first == 0xc5 {
-        (0, 0, 1, head & 0x7f, at.wrapping_add(1))
+    let r = (!head & 0x80) >> 5;
+    let (xb, map, tail, at) = if first == 0xc5 {
+        (0, 1, head & 0x7f, at.wrapping_add(1))
     } else {
-        let tail = byte(window, at.wrapping_add(1));
-        ((!head & 0x40) >> 3, (!head & 0x20) >> 2, head & 0x1f, tail, at.wrapping_add(2))
+        ((!head & 0x60) >> 5, head & 0x1f, byte(window, at.wrapping_add(1)), at.wrapping_add(2))
     };
-    let w = tail & 0x80 != 0;
-    if first == 0xc4 && map == 1 && x | b == 0 && !w {
+    let w = (tail & 0x80) >> 4;
+    if first == 0xc4 && map == 1 && xb | w == 0 {
         return Err(Rule::NotCanonical);
     }
     let map = match map {
@@ -303,19 +374,20 @@ fn vex(window: &Window, machine: Machine, prefixes: Prefixes, extension: Extensi
     let opcode = byte(window, at);
     let line = line_of(column(map, usize::from(tail & 3), &DENY_MAP), opcode);
     let vvvv = (!tail >> 3) & 15;
-    let extension = Extension { present: true, w, r, x, b };
+    let extension = Extension(0x40 | w | r | xb);
     let groups = &table::GROUPS_VEX;
     let l = tail & 4 != 0;
     finish(
         window,
         machine,
         Opcode { prefixes, extension, line, groups, byte: opcode, at: at.wrapping_add(1), vex: true, vvvv, l },
+        sink,
     )
 }
 
 /// Everything after the opcode.
 #[inline(always)]
-fn finish(window: &Window, machine: Machine, mut op: Opcode) -> Decoded<Insn> {
+fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sink) -> Decoded<Insn> {
     let modrm = byte(window, op.at);
     if op.line.kind == Kind::Group {
         let group = op.groups.get(usize::from(op.line.group));
@@ -323,35 +395,35 @@ fn finish(window: &Window, machine: Machine, mut op: Opcode) -> Decoded<Insn> {
         op.line = group.and_then(|lines| lines.get(usize::from((modrm >> 3) & 7 | register))).unwrap_or(&DENY);
     }
     match op.line.kind {
-        Kind::Plain => plain(window, op, modrm),
-        _ => special(window, machine, op, modrm),
+        Kind::Plain => plain(window, op, modrm, sink),
+        _ => special(window, machine, op, modrm, sink),
     }
 }
 
 /// The encodings that are more than their operands.
 #[inline(never)]
-fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<Insn> {
-    let bare = !op.prefixes.any() && !op.extension.present;
+fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+    let bare = !op.prefixes.any() && !op.extension.present();
     match op.line.kind {
         Kind::Deny | Kind::Group => Err(Rule::NotListed),
         Kind::StrayPrefix => Err(Rule::NotCanonical),
         Kind::StraySegment if op.byte == machine.segment => Err(Rule::NotCanonical),
         Kind::StraySegment => Err(Rule::MemoryForm),
-        Kind::Plain => plain(window, op, modrm),
-        Kind::Fpu => fpu(window, op, modrm),
-        Kind::Nop => no_op(window, op, modrm),
+        Kind::Plain => plain(window, op, modrm, sink),
+        Kind::Fpu => fpu(window, op, modrm, sink),
+        Kind::Nop => no_op(window, op, modrm, sink),
         Kind::LongNop => long_no_op(window, &op),
         Kind::Endbr => endbr(window, machine, &op),
-        Kind::Lea => lea(window, op, modrm),
-        Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w && op.extension.b == 0 => {
+        Kind::Lea => lea(window, op, modrm, sink),
+        Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w() && op.extension.b() == 0 => {
             move_depth(window, op, modrm)
         }
-        Kind::AndImm => and_or_table(window, machine, op, modrm),
+        Kind::AndImm => and_or_table(window, machine, op, modrm, sink),
         Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => limit(window, op.at.wrapping_sub(1), false),
-        Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm),
-        Kind::Push => act(plain(window, op, modrm)?, Action::Push),
-        Kind::Pop => act(plain(window, op, modrm)?, Action::Pop),
-        Kind::CallMem | Kind::JmpMem => import(window, &op, modrm),
+        Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm, sink),
+        Kind::Push => act(plain(window, op, modrm, sink)?, Action::Push),
+        Kind::Pop => act(plain(window, op, modrm, sink)?, Action::Pop),
+        Kind::CallMem | Kind::JmpMem => import(window, &op, modrm, sink),
         Kind::Ret | Kind::Ud2 | Kind::Jcc | Kind::Jmp | Kind::Call if !bare => Err(Rule::NotCanonical),
         Kind::Ret => Ok(control(&op, 0, Action::Ret)),
         Kind::Ud2 => Ok(control(&op, 0, Action::Ud2)),
@@ -365,7 +437,7 @@ fn act(insn: Insn, action: Action) -> Decoded<Insn> {
 
 /// An instruction without operands that ends `more` bytes after its opcode.
 fn control(op: &Opcode, more: usize, action: Action) -> Insn {
-    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE, operands: Operands::none(&BARE) }
+    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE }
 }
 
 fn branch(window: &Window, op: &Opcode) -> Insn {
@@ -381,36 +453,33 @@ fn branch(window: &Window, op: &Opcode) -> Insn {
     control(op, more, action)
 }
 
-fn fpu(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
+fn fpu(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let which = usize::from(op.byte & 7);
     if modrm >= 0xc0 {
         let forms = table::FPU_REGISTER.get(which).copied().unwrap_or(0);
         if forms >> (modrm & 63) & 1 == 0 {
             return Err(Rule::NotListed);
         }
-        if op.prefixes.any() || op.extension.present {
+        if op.prefixes.any() || op.extension.present() {
             return Err(Rule::NotCanonical);
         }
         let features = table::SETS.get(usize::from(op.line.set)).copied().unwrap_or_default();
         let line = if op.byte == 0xdf && modrm == 0xe0 { &FNSTSW } else { &BARE };
-        let operands = Operands::none(line);
-        return Ok(Insn { features, operands, ..control(&op, 1, Action::Next) });
+        sink.take(Operands::none(line));
+        return Ok(Insn { features, ..control(&op, 1, Action::Next) });
     }
     op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3 & 7))).unwrap_or(&DENY);
-    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm) }
+    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm, sink) }
 }
 
 /// 90: `nop`, `66 nop`, `pause`, or an exchange with r8.
-fn no_op(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
-    if op.extension.b != 0 {
-        return plain(window, op, modrm);
+fn no_op(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+    if op.extension.b() != 0 {
+        return plain(window, op, modrm, sink);
     }
-    let pause = op.prefixes.rep == table::PF3 && !op.prefixes.opsize;
-    if pause || op.prefixes.rep == 0 {
-        op.prefixes.opsize = false;
-        op.prefixes.rep = 0;
-    }
-    if op.prefixes.any() || op.extension.present {
+    let pause = op.prefixes == Prefixes(Prefixes::REP);
+    op.prefixes = if pause { Prefixes::default() } else { op.prefixes.without(Prefixes::OPSIZE) };
+    if op.prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
     Ok(control(&op, 0, if pause { Action::Next } else { Action::Nop }))
@@ -420,8 +489,7 @@ fn no_op(window: &Window, mut op: Opcode, modrm: u8) -> Decoded<Insn> {
 const LONG_NO_OPS: [&[u8]; 5] = [&[0x00], &[0x40, 0], &[0x44, 0, 0], &[0x80, 0, 0, 0, 0], &[0x84, 0, 0, 0, 0, 0]];
 
 fn long_no_op(window: &Window, op: &Opcode) -> Decoded<Insn> {
-    let only_opsize = !Prefixes { opsize: false, ..op.prefixes }.any() && !op.extension.present;
-    if !only_opsize {
+    if op.prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
     // Column 66 has no line of its own, so the byte before 0F 1F tells.
@@ -443,7 +511,7 @@ fn endbr(window: &Window, machine: Machine, op: &Opcode) -> Decoded<Insn> {
     if byte(window, op.at) != 0xfa {
         return Err(Rule::NotListed);
     }
-    if op.prefixes.any() || op.extension.present {
+    if op.prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
     let next = op.at.wrapping_add(1);
@@ -464,12 +532,12 @@ fn limit(window: &Window, at: usize, endbr: bool) -> Decoded<Insn> {
         limit: dword(window, at.wrapping_add(2)),
         abort: dword(window, jump.wrapping_add(2)).cast_signed(),
     };
-    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE, operands: Operands::none(&BARE) })
+    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE })
 }
 
 /// `add`/`sub` of an immediate to rsp.
 fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
-    if op.prefixes.any() || op.extension.r | op.extension.x != 0 {
+    if op.prefixes.any() || op.extension.r() | op.extension.x() != 0 {
         return Err(Rule::NotCanonical);
     }
     let at = op.at.wrapping_add(1);
@@ -479,42 +547,37 @@ fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
 }
 
 /// `lea`: no access, so no segment and no 67. From rsp only with a 32-bit result, or to rsp as a depth change.
-fn lea(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if modrm >= 0xc0 {
         return Err(Rule::NotListed);
     }
     let extension = op.extension;
-    let prefixes = Prefixes { opsize: false, ..op.prefixes };
-    if prefixes.any() || op.prefixes.opsize && extension.w || extension.is_bare() {
+    let opsize = op.prefixes.has(Prefixes::OPSIZE);
+    if op.prefixes.without(Prefixes::OPSIZE).any() || opsize && extension.w() || extension.is_bare() {
         return Err(Rule::NotCanonical);
     }
     let (memory, at) = address(window, op.at, modrm, extension)?;
-    let reg = (modrm >> 3) & 7 | extension.r;
+    let reg = (modrm >> 3) & 7 | extension.r();
     let mut action = Action::Next;
     if reg == 4 {
         let frame = memory.base == 4 && memory.index == Memory::NONE;
-        if !frame || !extension.w || modrm < 0x40 {
+        if !frame || !extension.w() || modrm < 0x40 {
             return Err(Rule::StackPointer);
         }
         action = Action::Deepen(i64::from(memory.disp).wrapping_neg());
-    } else if memory.base == 4 && (extension.w || op.prefixes.opsize) {
+    } else if memory.base == 4 && (extension.w() || opsize) {
         return Err(Rule::StackPointer);
     }
-    let operands = Operands {
-        memory: Some(memory),
-        reg,
-        w: extension.w,
-        opsize: op.prefixes.opsize,
-        rex: extension.present,
-        ..Operands::none(op.line)
-    };
-    Ok(Insn { len: at, action, features: Features::NONE, operands })
+    let operands =
+        Operands { memory: Some(memory), reg, w: extension.w(), opsize, rex: extension.present(), ..Operands::none(op.line) };
+    sink.take(operands);
+    Ok(Insn { len: at, action, features: Features::NONE })
 }
 
 /// `and` with an immediate, alone or as the first half of a table call or jump.
-fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Decoded<Insn> {
-    let insn = plain(window, op, modrm)?;
-    if modrm < 0xc0 || op.extension.w || op.prefixes.opsize {
+fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+    let insn = plain(window, op, modrm, sink)?;
+    if modrm < 0xc0 || op.extension.w() || op.prefixes.has(Prefixes::OPSIZE) {
         return Ok(insn);
     }
     let mut at = insn.len;
@@ -524,7 +587,7 @@ fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Dec
     };
     let low = modrm & 7;
     let segment = expect(byte(window, insn.len) == machine.segment);
-    let extended = op.extension.b == 0 || expect(byte(window, insn.len.wrapping_add(1)) == 0x41);
+    let extended = op.extension.b() == 0 || expect(byte(window, insn.len.wrapping_add(1)) == 0x41);
     if !segment || !extended || byte(window, at) != 0xff {
         return Ok(insn);
     }
@@ -553,19 +616,23 @@ fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8) -> Dec
 }
 
 /// `call`/`jmp` through memory: only `segment:disp32` with the 64-bit form and nothing else.
-fn import(window: &Window, op: &Opcode, modrm: u8) -> Decoded<Insn> {
-    if !op.prefixes.segment {
+fn import(window: &Window, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+    if !op.prefixes.has(Prefixes::SEGMENT) {
         return Err(Rule::NotListed);
     }
-    let others = Prefixes { segment: false, ..op.prefixes };
-    if others.any() || op.extension.present || modrm & 0xc7 != 0x04 || byte(window, op.at.wrapping_add(1)) != 0x25 {
+    if op.prefixes.without(Prefixes::SEGMENT).any()
+        || op.extension.present()
+        || modrm & 0xc7 != 0x04
+        || byte(window, op.at.wrapping_add(1)) != 0x25
+    {
         return Err(Rule::Table);
     }
     let disp = dword(window, op.at.wrapping_add(2)).cast_signed();
     let action = if op.line.kind == Kind::CallMem { Action::ImportCall(disp) } else { Action::ImportJmp(disp) };
     let memory = Some(Memory { base: Memory::NONE, index: Memory::NONE, scale: 0, disp });
     let operands = Operands { memory, ..Operands::none(op.line) };
-    Ok(Insn { len: op.at.wrapping_add(6), action, features: Features::NONE, operands })
+    sink.take(operands);
+    Ok(Insn { len: op.at.wrapping_add(6), action, features: Features::NONE })
 }
 
 impl Operands {
@@ -576,36 +643,31 @@ impl Operands {
 
 /// An instruction that is its line: prefixes and fields against what the line says.
 #[inline(always)]
-fn plain(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+fn plain(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let Opcode { prefixes, extension, line, .. } = op;
-    if line.has(flag::W_ONE) && !extension.w {
+    if line.has(flag::W_ONE) && !extension.w() {
         return Err(Rule::NotListed);
     }
-    let w_unused = extension.w && !line.has(flag::W_ANY | flag::W_ONE);
-    let opsize_unused = prefixes.opsize && (!line.has(flag::OPSIZE) || extension.w);
-    if w_unused || opsize_unused || prefixes.rep != 0 {
+    let opsize = prefixes.has(Prefixes::OPSIZE);
+    let w_unused = extension.w() && !line.has(flag::W_ANY | flag::W_ONE);
+    let opsize_unused = opsize && (!line.has(flag::OPSIZE) || extension.w());
+    if w_unused || opsize_unused || prefixes.has(Prefixes::REP | Prefixes::REPNE) {
         return Err(Rule::NotCanonical);
     }
-    let mut operands = Operands {
-        vvvv: op.vvvv,
-        w: extension.w,
-        l: op.l,
-        opsize: prefixes.opsize,
-        rex: extension.present,
-        lock: prefixes.lock,
-        ..Operands::none(line)
-    };
+    let lock = prefixes.has(Prefixes::LOCK);
+    let mut operands =
+        Operands { vvvv: op.vvvv, w: extension.w(), l: op.l, opsize, rex: extension.present(), lock, ..Operands::none(line) };
     let mut at = op.at;
     if line.has(flag::MODRM) {
-        operands.reg = (modrm >> 3) & 7 | extension.r;
+        operands.reg = (modrm >> 3) & 7 | extension.r();
         field(line.reg.field, operands.reg, extension)?;
         if modrm >= 0xc0 {
             if line.has(flag::MEMORY_ONLY) {
                 return Err(Rule::NotListed);
             }
-            operands.rm = modrm & 7 | extension.b;
+            operands.rm = modrm & 7 | extension.b();
             field(line.rm.field, operands.rm, extension)?;
-            if extension.x != 0 || prefixes.segment || prefixes.short {
+            if extension.x() != 0 || prefixes.has(Prefixes::SEGMENT | Prefixes::SHORT) {
                 return Err(Rule::NotCanonical);
             }
             at = at.wrapping_add(1);
@@ -618,17 +680,17 @@ fn plain(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
             at = next;
         }
     } else {
-        if extension.r | extension.x != 0 || prefixes.segment || prefixes.short {
+        if extension.r() | extension.x() != 0 || prefixes.has(Prefixes::SEGMENT | Prefixes::SHORT) {
             return Err(Rule::NotCanonical);
         }
         if line.has(flag::IN_OPCODE) {
-            operands.rm = op.byte & 7 | extension.b;
+            operands.rm = op.byte & 7 | extension.b();
             field(line.rm.field, operands.rm, extension)?;
-        } else if extension.b != 0 {
+        } else if extension.b() != 0 {
             return Err(Rule::NotCanonical);
         }
     }
-    if prefixes.lock && (!line.has(flag::LOCK) || operands.memory.is_none()) {
+    if lock && (!line.has(flag::LOCK) || operands.memory.is_none()) {
         return Err(Rule::NotListed);
     }
     if op.vex {
@@ -640,20 +702,27 @@ fn plain(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
     if at > LONGEST_INSTRUCTION {
         return Err(Rule::NotListed);
     }
-    Ok(Insn { len: at, action: Action::Next, features: features(&operands), operands })
+    let insn = Insn { len: at, action: Action::Next, features: features(&operands) };
+    sink.take(operands);
+    Ok(insn)
 }
 
 /// Whether a register field may hold this number.
 #[inline(always)]
 fn field(field: Field, number: u8, extension: Extension) -> Decoded<()> {
+    if number == 4 {
+        return match field {
+            // Without REX, number 4 is ah.
+            Field::Gpr8 if !extension.present() => Ok(()),
+            Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32 => Err(Rule::StackPointer),
+            Field::Zero => Err(Rule::NotCanonical),
+            Field::None | Field::Extension | Field::Mmx | Field::Vector => Ok(()),
+        };
+    }
     match field {
-        // Without REX, number 4 is ah.
-        Field::Gpr8 if number == 4 && extension.present => Err(Rule::StackPointer),
-        Field::GprV | Field::GprY | Field::Gpr32 if number == 4 => Err(Rule::StackPointer),
-        Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32 | Field::Vector => Ok(()),
         Field::Zero if number != 0 => Err(Rule::NotCanonical),
         Field::None | Field::Extension | Field::Mmx if number >= 8 => Err(Rule::NotCanonical),
-        Field::None | Field::Zero | Field::Extension | Field::Mmx => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -687,8 +756,8 @@ fn immediate(window: &Window, imm: Imm, at: usize, op: &Opcode) -> Decoded<usize
         Imm::B1 => 1,
         Imm::Register if byte(window, at) & 15 != 0 => return Err(Rule::NotCanonical),
         Imm::Register => 1,
-        Imm::Z | Imm::V if op.prefixes.opsize => 2,
-        Imm::V if op.extension.w => 8,
+        Imm::Z | Imm::V if op.prefixes.has(Prefixes::OPSIZE) => 2,
+        Imm::V if op.extension.w() => 8,
         Imm::Z | Imm::V | Imm::B4 => 4,
     })
 }
@@ -720,7 +789,7 @@ fn features(operands: &Operands) -> Features {
 fn window_operand(window: &Window, at: usize, modrm: u8, prefixes: Prefixes, extension: Extension) -> Decoded<(Memory, usize)> {
     let (memory, next) = address(window, at, modrm, extension)?;
     let addressed = memory.base != Memory::NONE || memory.index != Memory::NONE;
-    if !prefixes.segment || addressed != prefixes.short || !addressed && memory.disp < 0 {
+    if !prefixes.has(Prefixes::SEGMENT) || addressed != prefixes.has(Prefixes::SHORT) || !addressed && memory.disp < 0 {
         return Err(Rule::MemoryForm);
     }
     Ok((memory, next))
@@ -732,13 +801,13 @@ fn address(window: &Window, at: usize, modrm: u8, extension: Extension) -> Decod
     let mode = modrm >> 6;
     let low = modrm & 7;
     let mut next = at.wrapping_add(1);
-    let mut memory = Memory { base: low | extension.b, index: Memory::NONE, scale: 0, disp: 0 };
+    let mut memory = Memory { base: low | extension.b(), index: Memory::NONE, scale: 0, disp: 0 };
     let mut wide = mode == 2;
     if low == 4 {
         let sib = byte(window, next);
         next = next.wrapping_add(1);
-        let index = (sib >> 3) & 7 | extension.x;
-        memory.base = sib & 7 | extension.b;
+        let index = (sib >> 3) & 7 | extension.x();
+        memory.base = sib & 7 | extension.b();
         if index != 4 {
             memory.index = index;
             memory.scale = sib >> 6;
@@ -746,7 +815,7 @@ fn address(window: &Window, at: usize, modrm: u8, extension: Extension) -> Decod
             return Err(Rule::NotCanonical);
         }
         if mode == 0 && sib & 7 == 5 {
-            if extension.b != 0 {
+            if extension.b() != 0 {
                 return Err(Rule::NotCanonical);
             }
             memory.base = Memory::NONE;
@@ -759,7 +828,7 @@ fn address(window: &Window, at: usize, modrm: u8, extension: Extension) -> Decod
         if mode == 0 && low == 5 {
             return Err(Rule::MemoryForm);
         }
-        if extension.x != 0 {
+        if extension.x() != 0 {
             return Err(Rule::NotCanonical);
         }
     }

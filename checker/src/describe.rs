@@ -67,11 +67,12 @@ pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
     for (to, from) in window.iter_mut().zip(bytes) {
         *to = *from;
     }
-    let insn = decode(&window, Machine::new(host))?;
+    let mut operands = None;
+    let insn = decode(&window, Machine::new(host), &mut operands)?;
     if insn.len > bytes.len() {
         return Err(Rule::Truncated);
     }
-    let operands = &insn.operands;
+    let operands = operands.as_ref();
     let special = match insn.action {
         Action::Deepen(_) => 1 << 4,
         _ => 0,
@@ -79,8 +80,8 @@ pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
     Ok(Description {
         len: insn.len,
         flow: flow(insn.action),
-        memory: memory(operands),
-        gpr_writes: special | writes(operands),
+        memory: operands.and_then(memory),
+        gpr_writes: special | operands.map_or(0, writes),
         features: insn.features,
     })
 }

@@ -149,7 +149,7 @@ impl<'t> Walk<'t> {
     fn step(&mut self) -> Result<usize, Rule> {
         let rest = self.text.get(self.at..).unwrap_or(&[]);
         let insn = match rest.first_chunk::<LONGEST>() {
-            Some(window) => decode(window, self.machine)?,
+            Some(window) => decode(window, self.machine, &mut ())?,
             None => decode_tail(rest, self.machine)?,
         };
         let next = self.at.wrapping_add(insn.len);
@@ -353,7 +353,7 @@ fn decode_tail(rest: &[u8], machine: Machine) -> Result<Insn, Rule> {
     for (to, from) in window.iter_mut().zip(rest) {
         *to = *from;
     }
-    decode(&window, machine)
+    decode(&window, machine, &mut ())
 }
 
 /// Text offsets fit 32 bits ([`TEXT_LIMIT`]).

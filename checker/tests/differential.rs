@@ -5,6 +5,7 @@ mod heads;
 mod oracle;
 
 use cordon_checker::policy::Host;
+use cordon_checker::{Flow, describe};
 use oracle::{Oracle, Tally};
 
 fn slice(heads: &[heads::Head], step: usize, fill: u8) -> Tally {
@@ -31,4 +32,34 @@ fn vex_encodings_agree_with_iced() {
     let tally = slice(&heads::vex_heads(), 1009, 0x10);
     assert!(tally.accepted > 100_000, "{} accepted", tally.accepted);
     assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
+}
+
+/// Completeness: what is accepted with one addressing form is accepted with all others.
+#[test]
+fn acceptance_does_not_depend_on_the_addressing_form() {
+    // (%ecx), 0x10(%ecx), 0x10101010(%ecx), (%ecx,%edx,2), 0x10(%esp), 0x10101010(%ecx,%edx,8)
+    const FORMS: [(u8, &[u8]); 5] = [(0x41, &[]), (0x81, &[]), (0x04, &[0x51]), (0x44, &[0x24]), (0x84, &[0xd1])];
+    let judged = |head: &heads::Head, modrm: u8, sib: &[u8]| {
+        let mut bytes = head.as_slice().to_vec();
+        bytes.push(modrm);
+        bytes.extend_from_slice(sib);
+        bytes.resize(24, 0x10);
+        describe(&bytes, Host::User).ok().filter(|d| d.flow == Flow::Next)?.memory
+    };
+    let mut windows = 0;
+    for head in heads::legacy_heads().iter().chain(&heads::vex_heads()).filter(|head| head.bytes.starts_with(&[0x65, 0x67])) {
+        for reg in 0..8 {
+            // The head may end in a prefix or escape; then ModRM is an opcode and the base another.
+            let simple = judged(head, 0x01 | reg << 3, &[]).is_some_and(|m| m.base.is_some_and(|base| base & 7 == 1));
+            windows += u32::from(simple);
+            for (modrm, sib) in FORMS {
+                assert!(
+                    !simple || judged(head, modrm | reg << 3, sib).is_some(),
+                    "{} {modrm:02x} /{reg}",
+                    oracle::hex(head.as_slice())
+                );
+            }
+        }
+    }
+    assert!(windows > 10_000, "{windows} heads with a window operand");
 }
