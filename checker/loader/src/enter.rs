@@ -95,13 +95,6 @@ pub unsafe fn try_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
     unsafe { cordon_loader_copy(to, from, len) == 0 }
 }
 
-/// What a call passes in registers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Registers {
-    pub ints: [u64; 6],
-    pub floats: Option<[f64; 8]>,
-}
-
 /// What a call left in rax and xmm0.
 #[derive(Clone, Copy, Debug)]
 pub struct Returned {
@@ -120,7 +113,7 @@ pub struct Invocation {
 ///
 /// # Errors
 /// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], or [`Error::Memory`] if this thread's native stack cannot be made.
-pub fn enter(window: &Inner, target: u64, registers: &Registers) -> Result<Returned, Error> {
+pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
     let local = thread::local()?;
     let outer = local.current.get();
     // SAFETY: `outer` is null or the context of an invocation that is still running further up this thread's stack.
@@ -144,12 +137,14 @@ pub fn enter(window: &Inner, target: u64, registers: &Registers) -> Result<Retur
     local.current.set(cx);
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
-    let returned = unsafe { run(cx, cx as u64, window.flags, registers) };
+    let code = unsafe { run(cx, cx as u64, window.flags, ints, floats) };
     local.current.set(outer);
-    let returned = match returned {
-        Ok(returned) => Ok(returned),
-        // SAFETY: the context is still this invocation's.
-        Err(code) => Err(unsafe { ended(window, cx, code, &mut invocation) }),
+    // SAFETY: the context is still this invocation's.
+    let returned = unsafe {
+        match code {
+            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
+            code => Err(ended(window, cx, code, &mut invocation)),
+        }
     };
     local.give_back(stack);
     returned
@@ -163,7 +158,7 @@ pub fn enter(window: &Inner, target: u64, registers: &Registers) -> Result<Retur
 ///
 /// # Safety
 /// `cx` is the running invocation of this thread and a host function of it is running; `target` is as for [`enter`].
-pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, registers: &Registers) -> Result<Returned, Error> {
+pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &[u64; 6]) -> Result<Returned, Error> {
     // SAFETY: the caller's promise: the context is valid and only this thread uses it.
     unsafe {
         let saved = (*cx).frame;
@@ -175,11 +170,13 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, registe
         }
         *(rsp as *mut u64) = target;
         (*cx).nesting += 1;
-        let returned = run(cx, rsp, flags & !flag::FLOAT_ARGS, registers);
-        let returned = returned.map_err(|code| {
-            let invocation = (*cx).invocation as *mut Invocation;
-            ended(window, cx, code, &mut *invocation)
-        });
+        let returned = match run(cx, rsp, window.flags, ints, None) {
+            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
+            code => {
+                let invocation = (*cx).invocation as *mut Invocation;
+                Err(ended(window, cx, code, &mut *invocation))
+            }
+        };
         (*cx).nesting -= 1;
         (*cx).frame = saved;
         (*cx).flags = flags;
@@ -187,30 +184,25 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, registe
     }
 }
 
-/// Runs the assembly; gives the stop code if the handler did not return.
+/// Runs the assembly; gives the stop code.
 ///
 /// # Safety
 /// As for [`enter`]: `cx` is filled in, the word at `rsp` is the address to call, and below `rsp` the native stack is free.
-unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, registers: &Registers) -> Result<Returned, u32> {
+unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> u32 {
     // SAFETY: the caller's promise; the assembly keeps every register that the C calling convention keeps.
     unsafe {
-        let mut flags = flags;
-        (*cx).frame.args = registers.ints;
-        if let Some(floats) = registers.floats {
-            (*cx).frame.float_args = floats;
-            flags |= flag::FLOAT_ARGS;
-        }
+        (*cx).frame.args = *ints;
         (*cx).flags = flags;
-        (*cx).frame.stop = stop::NONE;
+        if let Some(floats) = floats {
+            (*cx).frame.float_args = *floats;
+            (*cx).flags |= flag::FLOAT_ARGS;
+        }
         if flags & flag::FSGSBASE == 0 {
             run_with_system_calls(cx, rsp);
         } else {
             cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp);
         }
-        match (*cx).frame.stop {
-            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
-            code => Err(code),
-        }
+        (*cx).frame.stop
     }
 }
 

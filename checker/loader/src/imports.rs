@@ -1,7 +1,7 @@
 //! Host functions that handlers may call.
 
 use crate::context::{Context, stop};
-use crate::enter::{self, Invocation, Registers};
+use crate::enter::{self, Invocation};
 use crate::error::Error;
 use crate::image::Image;
 use crate::thread;
@@ -205,7 +205,7 @@ impl CallContext<'_> {
             return Err(ending());
         }
         // SAFETY: the target is an entry or a depth-0 text slot, and a host function of this invocation is running.
-        match unsafe { enter::enter_again(self.window, self.cx, target, &Registers { ints, floats: None }) } {
+        match unsafe { enter::enter_again(self.window, self.cx, target, &ints) } {
             Ok(returned) => Ok(returned.int),
             Err(Error::Nesting) => Err(Error::Nesting),
             Err(error) => {
@@ -231,12 +231,14 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
     // SAFETY: the gate passes the half of the context it found from the native stack pointer of this thread's running invocation.
     let cx = (high_half + crate::context::HOME) as *mut Context;
     // SAFETY: as above; the window outlives the invocation.
-    let (window, frame) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame) };
-    let function = window.functions.get(frame.import as usize).and_then(Option::as_ref);
+    let (window, import) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame.import as usize) };
+    let function = window.functions.get(import).and_then(Option::as_ref);
     let mut context = CallContext { window, cx, stopped: None };
     let outcome = catch_unwind(AssertUnwindSafe(|| match function {
-        Some(HostFunction::Int(function)) => (function(&mut context, frame.args), 0.0),
-        Some(HostFunction::Float(function)) => (0, function(&mut context, frame.float_args)),
+        // SAFETY: the gate stored the arguments; they are copied before anything else runs.
+        Some(HostFunction::Int(function)) => (function(&mut context, unsafe { (*cx).frame.args }), 0.0),
+        // SAFETY: as above.
+        Some(HostFunction::Float(function)) => (0, function(&mut context, unsafe { (*cx).frame.float_args })),
         None => {
             context.stop("the host does not offer it");
             (0, 0.0)
@@ -260,7 +262,7 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
         Err(panic) => Some(format!("panicked: {}", panic_text(&*panic))),
     };
     if let (Some(message), None) = (message, &invocation.outcome) {
-        let import = window.image.imports().get(frame.import as usize).map(|i| i.name.clone()).unwrap_or_default();
+        let import = window.image.imports().get(import).map(|i| i.name.clone()).unwrap_or_default();
         invocation.outcome = Some(Error::Import { import, message });
     }
     if cx.pending.load(Ordering::Relaxed) != 0 && invocation.outcome.is_none() {

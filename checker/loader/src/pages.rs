@@ -6,6 +6,7 @@
 use crate::error::Error;
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Page size in bytes; x86-64 has no other base page size.
 pub const PAGE: u64 = 4096;
@@ -39,11 +40,13 @@ impl Access {
     }
 }
 
-/// An owned address range, unmapped when dropped.
+/// An owned address range, unmapped when dropped but for what is sealed.
 #[derive(Debug)]
 pub struct Pages {
     start: u64,
     len: u64,
+    /// Nothing of it can be unmapped.
+    sealed: AtomicBool,
 }
 
 impl Pages {
@@ -62,7 +65,7 @@ impl Pages {
                 _ => Err(Error::Memory { what: "reserve an address range", error }),
             };
         }
-        let pages = Pages { start: got as u64, len };
+        let pages = Pages { start: got as u64, len, sealed: AtomicBool::new(false) };
         // Kernels before 4.17 take the address as a hint only; dropping `pages` gives the range back.
         Ok((pages.start == start).then_some(pages))
     }
@@ -166,14 +169,18 @@ impl Pages {
     /// Makes mapping and protection of `start..start + len` final (`mseal`); gives whether the kernel could.
     pub fn seal(&self, start: u64, len: u64) -> bool {
         // SAFETY: mseal only forbids later changes.
-        self.checked(start, len).is_ok() && unsafe { libc::syscall(SYS_MSEAL, start, len, 0_u64) } == 0
+        let sealed = self.checked(start, len).is_ok() && unsafe { libc::syscall(SYS_MSEAL, start, len, 0_u64) } == 0;
+        if sealed && start == self.start && len == self.len {
+            self.sealed.store(true, Ordering::Relaxed);
+        }
+        sealed
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: the range is owned and, with its owner gone, unused.
-        if unsafe { libc::munmap(address(self.start), size(self.len)) } != 0 {
+        if !self.sealed.load(Ordering::Relaxed) && unsafe { libc::munmap(address(self.start), size(self.len)) } != 0 {
             self.unmap_around_seals();
         }
     }

@@ -61,22 +61,26 @@ impl NativeStack {
 pub struct Local {
     /// Innermost running invocation of this thread, or null.
     pub current: Cell<*mut Context>,
+    /// The native stack of the last invocation, owned, or null.
+    last: Cell<*mut NativeStack>,
     ready: Cell<bool>,
 }
 
 thread_local! {
-    static LOCAL: Local = const { Local { current: Cell::new(ptr::null_mut()), ready: Cell::new(false) } };
+    static LOCAL: Local = const { Local { current: Cell::new(ptr::null_mut()), last: Cell::new(ptr::null_mut()), ready: Cell::new(false) } };
     static OWNED: RefCell<Owned> = const { RefCell::new(Owned { idle: Vec::new(), signal_stack: None }) };
 }
 
 /// What is unmapped when the thread ends.
 struct Owned {
-    idle: Vec<NativeStack>,
+    #[expect(clippy::vec_box, reason = "boxes move to and from `Local::last` as they are")]
+    idle: Vec<Box<NativeStack>>,
     signal_stack: Option<Pages>,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        drop(LOCAL.with(Local::take_last));
         let Some(pages) = &self.signal_stack else { return };
         // SAFETY: a zeroed stack_t is valid; the calls read and write only it. Our stack is taken out of use before it is unmapped.
         unsafe {
@@ -156,31 +160,48 @@ fn unblock_signals() {
 }
 
 impl Local {
+    fn take_last(&self) -> Option<Box<NativeStack>> {
+        let last = self.last.replace(ptr::null_mut());
+        // SAFETY: not null means a box that `give_back` left here, taken out exactly once.
+        (!last.is_null()).then(|| unsafe { Box::from_raw(last) })
+    }
+
     /// A native stack of `size` bytes that no running invocation uses.
     ///
     /// # Errors
     /// [`Error::Memory`] if a new one cannot be mapped.
-    pub fn take_stack(&self, size: u64) -> Result<NativeStack, Error> {
-        let idle = OWNED.try_with(|owned| {
+    #[inline]
+    pub fn take_stack(&self, size: u64) -> Result<Box<NativeStack>, Error> {
+        match self.take_last() {
+            Some(stack) if stack.size == size => Ok(stack),
+            other => self.take_other(size, other),
+        }
+    }
+
+    #[cold]
+    fn take_other(&self, size: u64, unfit: Option<Box<NativeStack>>) -> Result<Box<NativeStack>, Error> {
+        let found = OWNED.try_with(|owned| {
             let idle = &mut owned.borrow_mut().idle;
-            idle.iter().rposition(|stack| stack.size == size).map(|at| idle.swap_remove(at))
+            idle.extend(unfit);
+            let found = idle.iter().rposition(|stack| stack.size == size).map(|at| idle.remove(at));
+            let surplus = idle.len().saturating_sub(IDLE_LIMIT);
+            idle.drain(..surplus);
+            found
         });
-        match idle {
+        match found {
             Ok(Some(stack)) => Ok(stack),
-            _ => NativeStack::new(size),
+            _ => Ok(Box::new(NativeStack::new(size)?)),
         }
     }
 
     /// Keeps `stack` for the next invocation.
-    pub fn give_back(&self, stack: NativeStack) {
-        // A thread that is ending just unmaps it.
-        let _ = OWNED.try_with(|owned| {
-            let idle = &mut owned.borrow_mut().idle;
-            if idle.len() >= IDLE_LIMIT {
-                idle.remove(0);
-            }
-            idle.push(stack);
-        });
+    #[inline]
+    pub fn give_back(&self, stack: Box<NativeStack>) {
+        if let Some(other) = self.take_last() {
+            // A thread that is ending just unmaps it.
+            let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(other));
+        }
+        self.last.set(Box::into_raw(stack));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Windows: reservation, tables, memory, calls.
 
 use crate::context::{Context, flag};
-use crate::enter::{self, Registers, Returned};
+use crate::enter::{self, Returned};
 use crate::error::Error;
 use crate::image::{Entry, Image, Spare};
 use crate::imports::{HostFunction, Imports};
@@ -37,6 +37,13 @@ pub enum Arg<'a> {
     Float(f64),
     /// Bytes that are copied to the argument area; the handler gets a pointer to them (and no length).
     Bytes(&'a [u8]),
+}
+
+/// What [`Window::call`] passes in registers.
+#[derive(Default)]
+struct Registers {
+    ints: [u64; 6],
+    floats: Option<[f64; 8]>,
 }
 
 impl From<u64> for Arg<'_> {
@@ -171,7 +178,8 @@ impl Window {
         let placed = self.placed;
         let registers = self.registers(args);
         self.placed = placed;
-        self.run(entry, &registers?)
+        let registers = registers?;
+        self.run(entry, &registers.ints, registers.floats.as_ref())
     }
 
     /// Calls `entry` with integer arguments only, the quickest way in.
@@ -180,12 +188,12 @@ impl Window {
     /// As [`Window::call`].
     #[inline]
     pub fn call_entry(&mut self, entry: Entry, ints: [u64; 6]) -> Result<u64, Error> {
-        Ok(self.run(entry, &Registers { ints, floats: None })?.int)
+        Ok(self.run(entry, &ints, None)?.int)
     }
 
-    fn run(&mut self, entry: Entry, registers: &Registers) -> Result<Returned, Error> {
+    fn run(&mut self, entry: Entry, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
         let target = self.inner.image.entry_target(entry).ok_or_else(|| Error::NoEntry("of another image".to_owned()))?;
-        enter::enter(&self.inner, target, registers)
+        enter::enter(&self.inner, target, ints, floats)
     }
 
     /// Distributes arguments over registers (psABI x86-64, 3.2.3), placing byte slices.

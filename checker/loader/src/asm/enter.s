@@ -20,13 +20,22 @@
 882:
 .endm
 
-# Empties the x87 stack and zeroes what it held: fninit and emms only change tags (design-review B3).
+# Zeroes the x87 registers (fninit and emms only change tags, design-review B3), the stack top, the condition codes and the exception
+# flags, and empties the stack. fninit and fnclex are slow, so they run only where there is something to clear.
 .macro CLEAR_X87
-    fninit
+    emms
+    fld1
+    ftst
+    fstp %st(0)
     .irp n, 0,1,2,3,4,5,6,7
     pxor %mm\n, %mm\n
     .endr
     emms
+    fnstsw %ax
+    test $0xff, %al
+    jz 871f
+    fnclex
+871:
 .endm
 
 # cordon_loader_enter(rdi = high half of the context's address, rsi = native rsp; the word there is the address to call)
@@ -105,7 +114,7 @@ cordon_loader_leave:
     jz 21f
     vzeroupper
 21:
-    test ${X87}+{NT}, %edx
+    test ${X87}+{NT}+{CONTROL}, %edx
     jnz 28f
 22:
     and ${FSGSBASE}+{KEEP_GS}, %edx
@@ -116,11 +125,6 @@ cordon_loader_leave:
     je 23f
     wrgsbase %rdx
 23:
-    stmxcsr 4(%rsp)
-    mov (%rsp), %eax
-    cmp %eax, 4(%rsp)
-    jne 29f
-24:
     add $8, %rsp
     pop %r15
     pop %r14
@@ -141,6 +145,11 @@ cordon_loader_leave:
     fnstcw 4(%rsp)
     mov 4(%rsp), %ax
     mov %eax, {HOST_FCW}(%rdi)
+    cmp $0x037f, %ax
+    je 18f
+    # Unmasked exceptions may be pending: fninit does not wait for them.
+    fninit
+18:
     CLEAR_X87
     jmp 13b
 17:
@@ -161,14 +170,25 @@ cordon_loader_leave:
     jz 25f
     sfence
 25:
+    test ${CONTROL}, %edx
+    jz 26f
+    stmxcsr 4(%rsp)
+    mov (%rsp), %eax
+    cmp %eax, 4(%rsp)
+    je 26f
+    ldmxcsr (%rsp)
+26:
     test ${X87}, %edx
     jz 22b
-    fninit
+    emms
+    fnstcw 4(%rsp)
+    mov 4(%rsp), %ax
+    cmp {HOST_FCW}(%rcx), %ax
+    je 22b
+    # The host's word may unmask what the handler raised (design-review B2).
+    fnclex
     fldcw {HOST_FCW}(%rcx)
     jmp 22b
-29:
-    ldmxcsr (%rsp)
-    jmp 24b
     .cfi_endproc
 .size cordon_loader_enter, . - cordon_loader_enter
 
@@ -286,7 +306,11 @@ cordon_loader_host_gate:
     test ${X87}, %ecx
     jz 32b
     fnstcw {GATE_FCW}(%r11)
-    fninit
+    emms
+    cmpw $0x037f, {HOST_FCW}(%r11)
+    je 36f
+    fnclex
+36:
     fldcw {HOST_FCW}(%r11)
     jmp 32b
 37:
@@ -307,6 +331,10 @@ cordon_loader_host_gate:
     ldmxcsr {GATE_MXCSR}(%rcx)
     test ${X87}, %edx
     jz 42b
+    cmpw $0x037f, {HOST_FCW}(%rcx)
+    je 44f
+    fninit
+44:
     CLEAR_X87
     fldcw {GATE_FCW}(%rcx)
     jmp 42b

@@ -11,7 +11,7 @@ use crate::fault::FaultKind;
 use crate::gates;
 use crate::pages::{Access, PAGE, Pages, SharedBytes};
 use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, USER_STACK_LOW};
-use cordon_checker::note::{FLAG_KERNEL, Note};
+use cordon_checker::note::Note;
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Layout, LayoutError, Policy, Summary, check, scratch_len};
 use elf::{Parts, Segment};
@@ -132,11 +132,8 @@ impl Image {
         }
         let parts = elf::split(file)?;
         let note = Note::parse(parts.note).map_err(Error::Note)?;
-        if note.flags & FLAG_KERNEL != 0 {
-            return Err(Error::Host("it is for a kernel"));
-        }
+        note.validate(&options.policy).map_err(Error::Layout)?;
         let layout = note.layout;
-        layout.validate(&options.policy).map_err(Error::Layout)?;
         let (regions, stack) = regions(&layout, options)?;
         let imports = imports(&note, &layout)?;
         let (code, summary) = map_text(&parts, options, &layout, &imports)?;
@@ -171,11 +168,11 @@ impl Image {
     /// Entry `name`, to be called without looking it up again.
     #[must_use]
     pub fn entry(&self, name: &str) -> Option<Entry> {
-        let (_, offset) = self.entries.iter().find(|(n, _)| n == name)?;
-        Some(Entry { image: self.id, offset: *offset })
+        let at = self.entries.binary_search_by(|(entry, _)| entry.as_str().cmp(name)).ok()?;
+        Some(Entry { image: self.id, offset: self.entries[at].1 })
     }
 
-    /// Names of the entries, in the image's order.
+    /// Names of the entries, ascending.
     pub fn entry_names(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|(name, _)| name.as_str())
     }
@@ -346,19 +343,18 @@ fn regions(layout: &Layout<'_>, options: &LoadOptions) -> Result<(Vec<Region>, R
 
 fn imports(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<ImportName>, Error> {
     let import = |index: u32| {
-        let (slot, name) = note.import(index as usize).map_err(Error::Note)?;
-        let word = layout.slots.get(slot as usize).map(Slot::from_word);
-        if word != Some(Slot::Import(index)) {
-            return Err(Error::Layout(LayoutError::ImportSlot));
-        }
+        let (_, name) = note.import(index as usize).map_err(Error::Note)?;
         Ok(ImportName { name: name.to_owned(), built_in: gates::address(name).is_some() })
     };
     (0..layout.imports).map(import).collect()
 }
 
+/// Names and text offsets, ascending by name.
 fn entries(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<(String, u32)>, Error> {
     let entry = |(index, offset)| Ok((note.entry_name(index).map_err(Error::Note)?.to_owned(), offset));
-    layout.entries.iter().enumerate().map(entry).collect()
+    let mut entries: Vec<_> = layout.entries.iter().enumerate().map(entry).collect::<Result<_, Error>>()?;
+    entries.sort();
+    Ok(entries)
 }
 
 fn sub_tables(layout: &Layout<'_>) -> Vec<SubSlots> {

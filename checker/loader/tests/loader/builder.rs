@@ -92,7 +92,8 @@ impl Builder {
     }
 
     pub fn build(&self) -> Built {
-        let (text, labels, globals) = assemble(&self.assembly());
+        let (text, labels) = assemble(&self.assembly());
+        let globals = self.source.lines().filter_map(|line| line.trim().strip_prefix(".globl "));
         let label = |name: &&str| Slot::Text(labels[*name]);
         let mut note = NoteSpec {
             stack_shift: USER_STACK_SHIFT,
@@ -102,7 +103,7 @@ impl Builder {
             main_bits: MAIN_BITS,
             max_depth: self.max_depth,
             regions: self.regions(),
-            entries: globals.iter().map(|name| (labels[name], name.replace("__", "."))).collect(),
+            entries: globals.map(|name| (labels[name], name.replace("__", "."))).collect(),
             imports: self.imports.iter().enumerate().map(|(i, name)| (i as u32 + 1, (*name).to_owned())).collect(),
             ..NoteSpec::default()
         };
@@ -137,7 +138,8 @@ impl Builder {
             ".set T, {USER_TABLE}\n.set S0, {first_text}\n.set SUB, {SUB_TABLES}\n.set MASK, {}\n.set K, {USER_STACK_SHIFT}\n\
              .macro IMPORT n\n call *%gs:T+8*(\\n+1)\n.endm\n.text\n{}\n",
             8 * ((1 << MAIN_BITS) - 1),
-            self.source
+            // Global labels would need relocations.
+            self.source.replace(".globl ", "# ")
         )
     }
 
@@ -154,8 +156,8 @@ impl Builder {
     }
 }
 
-/// Text bytes, label offsets, global labels in order of address.
-fn assemble(source: &str) -> (Vec<u8>, BTreeMap<String, u32>, Vec<String>) {
+/// Text bytes and label offsets.
+fn assemble(source: &str) -> (Vec<u8>, BTreeMap<String, u32>) {
     let dir = tempfile::tempdir().expect("temporary folder");
     let (input, output) = (dir.path().join("t.s"), dir.path().join("t.o"));
     std::fs::write(&input, source).expect("writes the source");
@@ -165,12 +167,9 @@ fn assemble(source: &str) -> (Vec<u8>, BTreeMap<String, u32>, Vec<String>) {
     let file = object::File::parse(&*bytes).expect("parses the object");
     let text = file.section_by_name(".text").expect("has text");
     assert_eq!(text.relocations().count(), 0, "the source refers to nothing outside");
-    let mut symbols: Vec<_> = file.symbols().filter(|s| s.section_index() == Some(text.index())).collect();
-    symbols.sort_by_key(ObjectSymbol::address);
-    let named = |s: &object::Symbol<'_, '_>| s.name().ok().filter(|n| !n.is_empty()).map(str::to_owned);
-    let labels = symbols.iter().filter_map(|s| Some((named(s)?, s.address() as u32))).collect();
-    let globals = symbols.iter().filter(|s| s.is_global()).filter_map(named).collect();
-    (text.data().expect("text bytes").to_vec(), labels, globals)
+    let symbols = file.symbols().filter(|s| s.section_index() == Some(text.index()));
+    let named = |s: object::Symbol<'_, '_>| Some((s.name().ok().filter(|n| !n.is_empty())?.to_owned(), s.address() as u32));
+    (text.data().expect("text bytes").to_vec(), symbols.filter_map(named).collect())
 }
 
 /// A note section's bytes.

@@ -111,3 +111,31 @@ fn memory_limit_is_kept() {
     let options = cordon_loader::LoadOptions { memory_limit: 1 << 20, ..options() };
     assert!(matches!(Image::from_bytes(&file, &options), Err(Error::MemoryLimit { limit: 0x10_0000, .. })));
 }
+
+#[test]
+fn sub_tables_switch_and_trap() {
+    let source = ".globl pick\npick: push %rbx; mov %edi,%ecx; and $24,%ecx; jmp *%gs:SUB(%rcx)
+                  one: .byte 0x0f,0x1f,0x84,0xc0; .long 1 | 1 << 20; pop %rbx; mov $1,%eax; ret
+                  two: .byte 0x0f,0x1f,0x84,0xc0; .long 1 | 1 << 20; pop %rbx; mov $2,%eax; ret";
+    let mut w = Builder::new(source).sub_table(2, 8, 1, &["one", "two"]).window();
+    assert_eq!(w.call("pick", &[Arg::Int(0)]).expect("returns"), 1);
+    assert_eq!(w.call("pick", &[Arg::Int(8)]).expect("returns"), 2);
+    for missing in [16, 24] {
+        let error = w.call("pick", &[Arg::Int(missing)]).expect_err("traps");
+        assert_eq!(error.fault().expect("a fault").kind, FaultKind::BadCodePointer);
+    }
+}
+
+#[test]
+fn stacks_of_several_sizes_serve_one_thread() {
+    // Each level takes 4 KiB of data stack and touches it.
+    let source = ".globl f\nf: test %edi,%edi; jz 1f; sub $4096-8,%rsp; sub $1,%edi; movl $1,%gs:K(%esp); call f; add $4096-8,%rsp; ret\n1: xor %eax,%eax; ret";
+    let mut windows: Vec<Window> =
+        [0x1_0000, 0x2_0000, 0x10_0000].iter().map(|size| Builder::new(source).stack(*size).window()).collect();
+    for _ in 0..3 {
+        for (w, levels) in windows.iter_mut().zip([15, 31, 255]) {
+            w.call("f", &[Arg::Int(levels)]).expect("fits");
+            assert!(w.call("f", &[Arg::Int(levels + 2)]).is_err(), "does not fit");
+        }
+    }
+}

@@ -1,4 +1,36 @@
 //! Tests of the loader on hand-written text.
 
 mod builder;
+mod callbacks;
 mod calls;
+mod faults;
+mod gates;
+mod hostile;
+mod leaks;
+mod places;
+
+use std::process::{Command, ExitStatus};
+
+/// Set in the process that runs a test's body.
+const CHILD: &str = "CORDON_TEST_CHILD";
+
+/// Runs `body` in a process of its own, which runs test `name` only; gives its status, or `None` in that process.
+fn child_status(name: &str, body: impl FnOnce()) -> Option<ExitStatus> {
+    if std::env::var_os(CHILD).is_some() {
+        body();
+        return None;
+    }
+    let program = std::env::current_exe().expect("the test program");
+    let output = Command::new(program).args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().expect("starts the child");
+    if !output.status.success() {
+        eprintln!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+    Some(output.status)
+}
+
+/// As [`child_status`], for a body that must succeed.
+fn in_child(name: &str, body: impl FnOnce()) {
+    if let Some(status) = child_status(name, body) {
+        assert!(status.success(), "the child failed: {status:?}");
+    }
+}

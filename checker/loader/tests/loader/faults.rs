@@ -1,0 +1,160 @@
+//! Faults of every kind end the call with a report, and the window goes on.
+
+use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END};
+use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
+use cordon_loader::{Arg, Error, Fault, FaultAccess, FaultKind, Imports, SIGNALS, Window};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const SOURCE: &str = "
+    .globl load\nload: mov %gs:(%edi),%rax; ret
+    .globl store\nstore: mov %rsi,%gs:(%edi); xor %eax,%eax; ret
+    .globl wide\nwide: movdqu %gs:(%edi),%xmm0; ret
+    .globl aligned\naligned: movaps %gs:(%edi),%xmm0; ret
+    .globl divide\ndivide: mov %rdi,%rax; xor %edx,%edx; divq %rsi; ret
+    .globl trap\ntrap: ud2
+    .globl call_pointer\ncall_pointer: and $MASK,%edi; call *%gs:T(%rdi); ret
+    .globl jump_pointer\njump_pointer: and $MASK,%edi; jmp *%gs:T(%rdi)
+    .globl recurse\nrecurse: call recurse; ret
+    .globl recurse_data\nrecurse_data: sub $72,%rsp; movl $1,%gs:K(%esp); call recurse_data; add $72,%rsp; ret
+    .globl frames\nframes: sub $0x1000-8,%rsp; call frames; add $0x1000-8,%rsp; ret
+    .globl push\npush: push %rax; call push; pop %rax; ret
+    .globl import\nimport: IMPORT 0; call import; ret
+    .globl gate\ngate: mov %edi,%eax; IMPORT 1; call gate; ret
+    .globl deep\ndeep: sub $24,%rsp; call load; add $24,%rsp; ret";
+
+fn window() -> Window {
+    Builder::new(SOURCE).imports(&["nothing", "cordon.fldcw"]).window_with(&Imports::new().function("nothing", |_, _| 0))
+}
+
+fn fault(window: &mut Window, entry: &str, args: [u64; 2]) -> Fault {
+    match window.call(entry, &args.map(Arg::Int)) {
+        Err(Error::Fault(fault)) => *fault,
+        other => panic!("{entry}: no fault: {other:?}"),
+    }
+}
+
+#[test]
+fn every_kind_of_fault_is_told() {
+    use FaultAccess::{Read, Write};
+    let mut w = window();
+    let stack = USER_STACK_LOW + 8 + USER_STACK_SHIFT - 0x10_000;
+    let cases = [
+        ("load", 0, FaultKind::NullZone, Some(0), Some(Read)),
+        ("load", 0xffff, FaultKind::NullZone, Some(0xffff), Some(Read)),
+        ("store", 8, FaultKind::NullZone, Some(8), Some(Write)),
+        ("store", 0x1_0000, FaultKind::Table, Some(0x1_0000), Some(Write)),
+        ("store", TABLE_END - 8, FaultKind::Table, Some(TABLE_END - 8), Some(Write)),
+        ("store", RODATA, FaultKind::ReadOnly, Some(RODATA), Some(Write)),
+        ("load", TABLE_END, FaultKind::Unmapped, Some(TABLE_END), Some(Read)),
+        ("store", HEAP_END, FaultKind::Unmapped, Some(HEAP_END), Some(Write)),
+        ("load", 0x8000_0000, FaultKind::Unmapped, Some(0x8000_0000), Some(Read)),
+        ("load", 0xffff_ffff, FaultKind::Unmapped, Some(0xffff_ffff), Some(Read)),
+        ("wide", 0xffff_fff1, FaultKind::Unmapped, Some(0xffff_fff1), Some(Read)),
+        ("store", stack - 8, FaultKind::DataStackOverflow, Some(stack - 8), Some(Write)),
+        ("aligned", DATA + 1, FaultKind::Misaligned, None, None),
+    ];
+    for (entry, address, kind, at, access) in cases {
+        let fault = fault(&mut w, entry, [address.into(), 0]);
+        assert_eq!((fault.kind, fault.address, fault.access), (kind, at, access), "{entry} {address:#x}");
+        assert_eq!(fault.function, Some((entry.to_owned(), 0)), "{address:#x}");
+        let registers = fault.registers.expect("registers");
+        assert_eq!(registers.general[7], address.into(), "rdi");
+        assert_eq!(registers.general[4], USER_STACK_LOW.into(), "only the public half of rsp");
+        assert!(fault.origin.expect("has a map").object == "test.o");
+    }
+    assert_eq!(fault(&mut w, "divide", [1, 0]).kind, FaultKind::Divide);
+    assert_eq!(fault(&mut w, "trap", [0, 0]).kind, FaultKind::Trap);
+    assert_eq!(fault(&mut w, "trap", [0, 0]).function, Some(("trap".to_owned(), 0)));
+}
+
+#[test]
+fn faults_below_the_entry_name_the_function() {
+    let mut w = window();
+    let fault = fault(&mut w, "deep", [0x44, 0]);
+    assert_eq!(fault.function, Some(("load".to_owned(), 0)));
+    let text = fault.to_string();
+    assert!(text.starts_with("access through a null pointer (read) at window address 0x44 in load+0x0"), "{text}");
+}
+
+#[test]
+fn bad_code_pointers_are_told_for_calls_and_jumps() {
+    let mut w = window();
+    let called = fault(&mut w, "call_pointer", [0, 0]);
+    assert_eq!((called.kind, called.function.map(|(n, _)| n)), (FaultKind::BadCodePointer, Some("call_pointer".to_owned())));
+    let jumped = fault(&mut w, "jump_pointer", [63 * 8, 0]);
+    assert_eq!((jumped.kind, jumped.address), (FaultKind::BadCodePointer, None));
+}
+
+#[test]
+fn stack_overflows_are_told_and_survived() {
+    let mut w = window();
+    for (entry, kind) in [
+        ("recurse", FaultKind::NativeStackOverflow),
+        ("recurse_data", FaultKind::DataStackOverflow),
+        ("frames", FaultKind::NativeStackOverflow),
+        ("push", FaultKind::NativeStackOverflow),
+        ("import", FaultKind::NativeStackOverflow),
+        ("gate", FaultKind::NativeStackOverflow),
+    ] {
+        for _ in 0..3 {
+            let fault = fault(&mut w, entry, [HEAP.into(), 0]);
+            assert_eq!(fault.kind, kind, "{entry}");
+            assert!(kind == FaultKind::DataStackOverflow || fault.address.is_none(), "{entry}");
+            assert_eq!(fault.function.map(|(n, _)| n).as_deref(), Some(entry));
+        }
+        assert_eq!(w.call("load", &[Arg::Int(HEAP.into())]).expect("goes on"), 0);
+    }
+}
+
+#[test]
+fn a_thousand_faults_in_a_row() {
+    let mut w = window();
+    for round in 0..1000_u64 {
+        assert_eq!(fault(&mut w, "store", [round, round]).kind, FaultKind::NullZone);
+        w.call("store", &[Arg::Int(HEAP.into()), Arg::Int(round)]).expect("stores");
+        assert_eq!(w.call("load", &[Arg::Int(HEAP.into())]).expect("loads"), round);
+    }
+}
+
+static CHAINED: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    CHAINED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Runs in a process of its own: it replaces signal actions.
+#[test]
+fn signals_that_are_not_a_handlers_go_to_the_previous_action() {
+    crate::in_child("faults::signals_that_are_not_a_handlers_go_to_the_previous_action", || {
+        for signal in SIGNALS {
+            // SAFETY: the action only counts.
+            unsafe { libc::signal(signal, count as *const () as libc::sighandler_t) };
+        }
+        let mut w = window();
+        assert_eq!(fault(&mut w, "trap", [0, 0]).kind, FaultKind::Trap);
+        assert_eq!(CHAINED.load(Ordering::Relaxed), 0);
+        for signal in SIGNALS {
+            // SAFETY: raises a signal for which there is an action.
+            unsafe { libc::raise(signal) };
+        }
+        assert_eq!(CHAINED.load(Ordering::Relaxed), SIGNALS.len());
+        assert_eq!(fault(&mut w, "load", [0, 0]).kind, FaultKind::NullZone);
+    });
+}
+
+/// A fault of the host itself still kills it, with the right signal, also within an import.
+#[test]
+fn host_faults_are_not_swallowed() {
+    let status = crate::child_status("faults::host_faults_are_not_swallowed", || {
+        let source = ".globl f\nf: sub $8,%rsp; IMPORT 0; add $8,%rsp; ret";
+        let imports = Imports::new().function("crash", |_, _| {
+            // SAFETY: the read is not allowed at all; that is the point.
+            u64::from(unsafe { std::ptr::without_provenance::<u8>(0x100).read_volatile() })
+        });
+        let _ = Builder::new(source).imports(&["crash"]).window_with(&imports).call("f", &[]);
+    });
+    if let Some(status) = status {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(status.signal(), Some(libc::SIGSEGV), "{status:?}");
+    }
+}
