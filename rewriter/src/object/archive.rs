@@ -14,7 +14,7 @@ const AIX_MAGIC: &[u8] = b"<bigaf>\n";
 #[derive(Debug)]
 pub(super) struct Archive<'a> {
     /// In archive order; `None` once pulled.
-    pub members: Vec<Option<Box<ObjectFile<'a>>>>,
+    pub members: Vec<Option<ObjectFile<'a>>>,
     /// Global symbols by name.
     pub definitions: HashMap<&'a str, Definers>,
 }
@@ -85,6 +85,6 @@ impl<'a> Archive<'a> {
             let definers = self.definitions.entry(symbol.name).or_insert(Definers { any: number, proper });
             definers.proper = definers.proper.or(proper);
         }
-        self.members.push(Some(Box::new(object)));
+        self.members.push(Some(object));
     }
 }

@@ -124,7 +124,7 @@ impl<'o, 'a> Reader<'o, 'a> {
         let width = fields::width(reloc.kind)
             .ok_or_else(|| ("unsupported-relocation", format!("{} is not supported", fields::refused_name(reloc.kind))))?;
         let size = self.object.bytes(index).len() as u64;
-        if !reloc.offset.checked_add(width).is_some_and(|end| end <= size) {
+        if reloc.offset.checked_add(width).is_none_or(|end| end > size) {
             return Err(("relocation-out-of-range", "the relocation lies outside of its section".to_owned()));
         }
         match self.object.symbols.get(reloc.symbol) {

@@ -31,7 +31,7 @@ pub struct Input {
 /// How inputs are merged.
 #[derive(Clone, Debug, Default)]
 pub struct MergeOptions {
-    /// Names that are pulled out of archives even if nothing refers to them.
+    /// Names that are pulled out of archives even if nothing refers to them. One that nobody defines is not an error here.
     pub entries: Vec<String>,
     /// Every archive member takes part, as if it were named on the command line (`ObjectInfo::explicit` is set).
     pub whole_archive: bool,

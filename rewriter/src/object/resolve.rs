@@ -41,7 +41,7 @@ pub(super) struct Global {
 #[derive(Debug, Default)]
 pub(super) struct Link<'a> {
     /// In the order in which they came in.
-    pub objects: Vec<Box<ObjectFile<'a>>>,
+    pub objects: Vec<ObjectFile<'a>>,
     /// By object and ELF section index: lost to an earlier group of the same name.
     pub discarded: Vec<Vec<bool>>,
     pub globals: HashMap<&'a str, Global>,
@@ -53,7 +53,7 @@ pub(super) fn resolve<'a>(sources: Vec<Source<'a>>, options: &MergeOptions, repo
     let mut pools = Vec::new();
     for source in sources {
         match source {
-            Source::Object(object) => loader.load(object, report),
+            Source::Object(object) => loader.load(*object, report),
             Source::Archive(archive) if options.whole_archive => {
                 for member in archive.members.into_iter().flatten() {
                     loader.load(member, report);
@@ -142,7 +142,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn load(&mut self, object: Box<ObjectFile<'a>>, report: &mut Report) {
+    fn load(&mut self, object: ObjectFile<'a>, report: &mut Report) {
         let number = self.link.objects.len();
         let discarded = self.discard(&object);
         for (index, symbol) in object.symbols.iter().enumerate() {

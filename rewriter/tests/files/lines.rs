@@ -43,7 +43,7 @@ fn address(image: &Image, at: u64) -> (String, String) {
     let folder = tempfile::TempDir::new().expect("a folder");
     let path = folder.path().join("image");
     std::fs::write(&path, write(image).expect("an image")).expect("written");
-    let text = output("addr2line", &["-f", &format!("{:#x}", TEXT_VADDR + at), "-e"], &path).expect("binutils are installed");
+    let text = output("addr2line", &["-f", &format!("{:#x}", TEXT_VADDR + at), "-e"], &path);
     let (function, place) = text.trim().split_once('\n').expect("two lines");
     (function.to_owned(), place.split(" (").next().unwrap_or_default().to_owned())
 }
@@ -96,13 +96,9 @@ fn gcc_lines_survive_the_move() {
 
 #[test]
 fn clang_lines_survive_the_move() {
-    let clang = "clang-19";
-    if std::process::Command::new(clang).arg("--version").output().is_err() {
-        return;
-    }
     for version in ["-gdwarf-4", "-gdwarf-5"] {
         for sections in ["-fno-function-sections", "-ffunction-sections"] {
-            let build = |source| compile_with(clang, "c", source, &["-O0", version, sections]);
+            let build = |source| compile_with("clang-19", "c", source, &["-O0", version, sections]);
             check_lines(build(FIRST), build(SECOND));
         }
     }
@@ -143,10 +139,10 @@ fn binutils_read_the_sections_without_complaint() {
     let asks = c("int first(int); int main(void) { return first(1); }", &["-g", "-gz=none"]);
     let image = imaged(&[("main.o", asks), ("lib.a", archive("rcs", &members))]);
     std::fs::write(&path, write(&image).expect("an image")).expect("written");
-    let text = output("readelf", &["-W", "--debug-dump=info,abbrev,decodedline"], &path).expect("binutils are installed");
+    let text = output("readelf", &["-W", "--debug-dump=info,abbrev,decodedline"], &path);
     assert!(text.contains("DW_TAG_subprogram") && text.contains("first.c"), "{text}");
     assert!(!text.to_lowercase().contains("warning") && !text.contains("rror"), "{text}");
-    let text = output("objdump", &["-dl"], &path).expect("binutils are installed");
+    let text = output("objdump", &["-dl"], &path);
     assert!(text.contains("/src/first.c:21"), "{text}");
 }
 

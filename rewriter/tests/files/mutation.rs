@@ -75,7 +75,7 @@ fn mutate(seed: &[u8], ranges: &[std::ops::Range<usize>], random: &mut Random) -
             2 if random.below(4) == 0 => bytes.truncate(at),
             3 => {
                 // One 8-byte field takes the value of another.
-                let from = range.start + random.below(range.len()) & !7;
+                let from = (range.start + random.below(range.len())) & !7;
                 if let Some(field) = bytes.get(from..from + 8).map(<[u8]>::to_vec) {
                     overwrite(&mut bytes, at & !7, &field);
                 }

@@ -42,8 +42,9 @@ pub fn archive(mode: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     std::fs::read(folder.path().join("out.a")).expect("an archive")
 }
 
-/// What `program` prints about `file`, both streams; `None` if it is not installed.
-pub fn output(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
-    let output = Command::new(program).args(arguments).arg(file).env("LC_ALL", "C").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+/// What the tool `program` prints about `file`, both streams.
+pub fn output(program: &str, arguments: &[&str], file: &Path) -> String {
+    let output = Command::new(program).args(arguments).arg(file).env("LC_ALL", "C").output();
+    let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
