@@ -91,7 +91,10 @@ fn seconds(since: Instant) -> f64 {
 fn main() {
     let path = std::env::args().nth(1).map_or_else(|| std::env::current_exe().expect("a path"), Into::into);
     let file = std::fs::read(path).expect("readable");
-    let text = accepted_text(text_of(&file).expect("an ELF file with .text"), 8 << 20);
+    let text = accepted_text(
+        text_of(&file).expect("an ELF file with .text"),
+        std::env::args().nth(2).map_or(8 << 20, |s| s.parse().expect("bytes")),
+    );
     let spec = sample::user();
     let mut scratch = vec![0_u64; scratch_len(text.len())];
     let epoch = Instant::now();

@@ -74,7 +74,9 @@ pub fn sweep(oracle: &mut Oracle, head: &Head, fill: u8, tally: &mut Tally) {
     for modrm in 0..=255_u8 {
         bytes[head.len] = modrm;
         if modrm < 0xc0 && modrm & 7 == 4 {
-            for sib in 0..=255_u8 {
+            // Without segment and 67 only the form with neither base nor index can be accepted; try what is close to it.
+            let close = |sib: &u8| sib & 7 == 5 || sib & 0x38 == 0x20;
+            for sib in (0..=255_u8).filter(|sib| head.bytes.starts_with(&[0x65, 0x67]) || close(sib)) {
                 bytes[head.len + 1] = sib;
                 oracle.compare(&bytes, tally);
             }
