@@ -185,7 +185,8 @@ impl Fault {
                 };
                 // SAFETY: the gate's stack pointer lies in the native stack of this context.
                 let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
-                Fault { address: u32::try_from(offset).ok(), ..Fault::at(window, kind, text_offset(cx, caller)) }
+                let gate = window.image.import_called_before(caller).and_then(gates::built_in);
+                Fault { address: u32::try_from(offset).ok(), gate, ..Fault::at(window, kind, text_offset(cx, caller)) }
             }
             stop::STACK => {
                 // SAFETY: as above; the host gate pushes nothing before it looks.
@@ -220,7 +221,8 @@ impl Fault {
             fault.access = Some(if write { FaultAccess::Write } else { FaultAccess::Read });
         }
         fault.gate = gates::name_at(raw.rip);
-        if fault.gate.is_none() {
+        // A gate's registers hold host values; text and stubs run with the handler's.
+        if window.image.code_range().contains(&raw.rip) {
             let mut general = raw.registers;
             general[4] &= 0xffff_ffff;
             fault.registers = Some(FaultRegisters { general, flags: raw.flags as u32 });

@@ -30,7 +30,7 @@ macro_rules! gates {
         }
 
         /// Names of the built-in gates.
-        pub const NAMES: &[&str] = &[$($name),*];
+        pub const NAMES: &[&str] = &["memcpy", "memmove", $($name),*];
 
         /// Address of the built-in gate `name`.
         pub fn address(name: &str) -> Option<u64> {
@@ -81,6 +81,11 @@ gates! {
     "cordon.ldmxcsr" => cordon_loader_ldmxcsr;
     "cordon.cpuid" => cordon_loader_cpuid;
     "cordon.xgetbv" => cordon_loader_xgetbv;
+}
+
+/// `name` as one of [`NAMES`].
+pub fn built_in(name: &str) -> Option<&'static str> {
+    NAMES.iter().copied().find(|n| *n == name)
 }
 
 unsafe extern "C" {

@@ -39,7 +39,8 @@ impl fmt::Debug for HostFunction {
     }
 }
 
-/// The functions that a host offers to handlers, by name. The loader's own gates (`memcpy`, `cordon.…`) need not be listed.
+/// The functions that a host offers to handlers, by name. The loader's own gates ([`crate::BUILT_IN_GATES`]) need
+/// not be listed and cannot be replaced.
 #[derive(Clone, Debug, Default)]
 pub struct Imports {
     functions: HashMap<String, HostFunction>,

@@ -34,6 +34,8 @@
 //!   Every thread that calls a window gets an alternate signal stack of 64 KiB.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
+//! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
+//!   nearly full.
 //! * Sampling profilers that follow rbp see a handler's values there.
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.

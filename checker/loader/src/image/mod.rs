@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const STUB: u64 = 32;
 /// Where a stub keeps the address of its gate.
 const STUB_POINTER: usize = 24;
+/// `call *%gs:disp32` without its displacement: how text calls an import.
+const IMPORT_CALL: [u8; 4] = [0x65, 0xff, 0x14, 0x25];
 /// `ud2`: the trap stub, and the filling behind text and stubs.
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -258,6 +260,21 @@ impl Image {
     pub(crate) fn is_trap_instruction(&self, rip: u64) -> bool {
         // SAFETY: both bytes lie in the mapped text, which is readable and never changes.
         self.text_range().contains(&rip) && self.text_range().contains(&(rip + 1)) && unsafe { *(rip as *const [u8; 2]) } == UD2
+    }
+
+    /// Name of the import whose call ends at text address `end`, if an import call does.
+    pub(crate) fn import_called_before(&self, end: u64) -> Option<&str> {
+        let start = end.checked_sub(IMPORT_CALL.len() as u64 + 4).filter(|start| self.text_range().contains(start))?;
+        if end > self.text_range().end {
+            return None;
+        }
+        // SAFETY: the eight bytes up to `end` lie in the mapped text, which is readable and never changes.
+        let [a, b, c, d, slot @ ..] = unsafe { *(start as *const [u8; 8]) };
+        let offset = u32::from_le_bytes(slot).checked_sub(self.table.start)?;
+        match self.slots.get(offset as usize / 8) {
+            Some(Slot::Import(import)) if [a, b, c, d] == IMPORT_CALL => Some(&self.imports.get(*import as usize)?.name),
+            _ => None,
+        }
     }
 
     /// What a page fault at window offset `offset` means.

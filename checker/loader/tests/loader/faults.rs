@@ -158,3 +158,31 @@ fn host_faults_are_not_swallowed() {
         assert_eq!(status.signal(), Some(libc::SIGSEGV), "{status:?}");
     }
 }
+
+/// Signal handlers of the host, with and without SA_ONSTACK, interrupt a handler without harm.
+#[test]
+fn host_signals_interrupt_handlers() {
+    crate::in_child("faults::host_signals_interrupt_handlers", || {
+        let source = ".globl spin\nspin: xor %eax,%eax\n1: add $1,%rax; mov %rax,%gs:K-64(%esp); sub $1,%rdi; jnz 1b; ret
+                      .globl copy\ncopy: push %rbx; mov %edi,%ebx\n1: mov $0x200000,%edi; mov $0x300000,%esi; mov $5000,%edx
+                      IMPORT 0; sub $1,%ebx; jnz 1b; pop %rbx; ret";
+        let mut w = Builder::new(source).imports(&["memcpy"]).window();
+        for flags in [0, libc::SA_ONSTACK] {
+            CHAINED.store(0, Ordering::Relaxed);
+            // SAFETY: the action only counts; the timer belongs to this process alone.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = count as *const () as usize;
+                action.sa_flags = flags | libc::SA_RESTART;
+                libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
+                let every = libc::timeval { tv_sec: 0, tv_usec: 200 };
+                let timer = libc::itimerval { it_interval: every, it_value: every };
+                libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());
+            }
+            while CHAINED.load(Ordering::Relaxed) < 200 {
+                assert_eq!(w.call("spin", &[Arg::Int(1_000_000)]).expect("returns"), 1_000_000);
+                w.call("copy", &[Arg::Int(1000)]).expect("returns");
+            }
+        }
+    });
+}

@@ -187,6 +187,7 @@ fn fault(result: Result<impl std::fmt::Debug, Error>) -> (FaultKind, Option<u32>
         Err(Error::Fault(fault)) => {
             assert!(fault.registers.is_none(), "no registers of a gate");
             assert!(fault.text_offset.is_some(), "the caller is known: {fault:?}");
+            assert!(fault.gate.is_some(), "the gate is known: {fault:?}");
             (fault.kind, fault.address, fault.access)
         }
         other => panic!("no fault: {other:?}"),
