@@ -118,6 +118,10 @@ fn set_up(local: &Local) -> Result<(), Error> {
     crate::fault::install();
     clear_segment_selector();
     unblock_signals();
+    // A destructor of a thread variable may call a window when ours is gone already; nothing could then own what is set up here.
+    if OWNED.try_with(|_| ()).is_err() {
+        return Err(Error::Internal("a window was entered while its thread ends"));
+    }
     let pages = Pages::reserve_random(SIGNAL_STACK + PAGE, PAGE, 0, Access::None)?;
     let start = pages.start() + PAGE;
     pages.map_zero(start, SIGNAL_STACK, Access::ReadWrite)?;
@@ -126,10 +130,7 @@ fn set_up(local: &Local) -> Result<(), Error> {
     if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
         return Err(Error::Memory { what: "set the alternate signal stack", error: io::Error::last_os_error() });
     }
-    let kept = OWNED.try_with(|owned| owned.borrow_mut().signal_stack = Some(pages));
-    if kept.is_err() {
-        return Err(Error::Internal("a window was entered while its thread ends"));
-    }
+    OWNED.with(|owned| owned.borrow_mut().signal_stack = Some(pages));
     local.ready.set(true);
     Ok(())
 }

@@ -371,17 +371,18 @@ impl Inner {
         let offered = |import: u32| self.offered.get(import as usize) == Some(&true);
         let address = |slot| self.image.slot_address(slot, offered);
         let range = self.image.table();
-        let mut words = vec![address(Slot::Trap); (range.end - range.start) as usize / 8];
-        let mut fill = |first: usize, slots: &[Slot]| {
-            for (word, slot) in words.iter_mut().skip(first).zip(slots) {
-                *word = address(*slot);
+        let mut bytes = address(Slot::Trap).to_le_bytes().repeat((range.end - range.start) as usize / 8);
+        let mut fill = |first: u32, slots: &[Slot]| {
+            let words = bytes.chunks_exact_mut(8).skip((first - range.start) as usize / 8);
+            for (word, slot) in words.zip(slots) {
+                word.copy_from_slice(&address(*slot).to_le_bytes());
             }
         };
-        fill(0, self.image.main_slots());
+        fill(range.start, self.image.main_slots());
         for table in self.image.sub_tables() {
-            fill((table.base - range.start) as usize / 8, &table.slots);
+            fill(table.base, &table.slots);
         }
-        words.iter().flat_map(|w| w.to_le_bytes()).collect()
+        bytes
     }
 
     /// Fills in what stays the same for every call of this window on `stack`.

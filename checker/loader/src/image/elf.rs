@@ -17,8 +17,11 @@ const SYMBOL: usize = 24;
 /// Bytes that go to a window range; zeros follow up to `size`.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
+    /// Window offset, page-aligned.
     pub start: u32,
+    /// Size in memory, bytes; `start + size` does not overflow.
     pub size: u32,
+    /// At most `size` bytes of the file.
     pub bytes: &'a [u8],
     pub writable: bool,
 }
@@ -26,8 +29,11 @@ pub struct Segment<'a> {
 /// The parts of an image file.
 #[derive(Debug)]
 pub struct Parts<'a> {
+    /// Unchecked text.
     pub text: &'a [u8],
+    /// In the file's order, with unchecked places.
     pub segments: Vec<Segment<'a>>,
+    /// Descriptor of the image note.
     pub note: &'a [u8],
     /// Text symbols: offset, size, name.
     pub symbols: Vec<(u32, u32, &'a str)>,

@@ -213,3 +213,36 @@ fn read_only_data_is_shared_and_writable_data_is_not() {
     assert!(files.len() == 1 && !files.contains("0"), "one memory file: {files:?}");
     assert!(windows.iter().all(|w| inode(w.bytes(DATA, 1).expect("data").as_ptr() as u64) == "0"), "anonymous");
 }
+
+/// A window that a thread-local variable calls in its destructor, when the loader's own thread state may be gone.
+struct Late(Option<Window>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        if let Some(mut w) = self.0.take() {
+            // Works or is refused.
+            let result = w.call("get", &[Arg::Int(HEAP.into())]);
+            assert!(matches!(result, Ok(0) | Err(Error::Internal(_))), "{result:?}");
+        }
+    }
+}
+
+#[test]
+fn windows_called_by_ending_threads_do_no_harm() {
+    thread_local! {
+        static LATE: std::cell::RefCell<Late> = const { std::cell::RefCell::new(Late(None)) };
+    }
+    let image = builder().image();
+    for late_first in [true, false] {
+        let image = Arc::clone(&image);
+        let thread = std::thread::spawn(move || {
+            if late_first {
+                LATE.with(|late| late.borrow_mut().0 = None);
+            }
+            let mut w = Window::new(&image, &Imports::new()).expect("makes a window");
+            assert_eq!(w.call("get", &[Arg::Int(HEAP.into())]).expect("returns"), 0);
+            LATE.with(|late| late.borrow_mut().0 = Some(w));
+        });
+        thread.join().expect("thread ends");
+    }
+}
