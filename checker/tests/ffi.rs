@@ -1,0 +1,85 @@
+//! Builds the C interface, links a C program with it and runs it; the link also proves that no panic can be reached.
+
+use cordon_checker::{Policy, Rule, check, sample};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{command:?} failed:\n{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn ffi() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("ffi")
+}
+
+/// The static library, built for `target` (`None` = the host), perhaps with the function that can panic.
+fn library(target: Option<&str>, control: bool) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(if control { "ffi-control" } else { "ffi" });
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--release", "--offline", "--manifest-path"]).arg(ffi().join("Cargo.toml"));
+    cargo.arg("--target-dir").arg(&out).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if let Some(target) = target {
+        cargo.args(["--target", target]);
+    }
+    if control {
+        cargo.args(["--features", "control"]);
+    }
+    run(&mut cargo);
+    out.join(target.unwrap_or("")).join("release/libcordon_checker_ffi.a")
+}
+
+#[test]
+fn a_c_host_links_without_a_panic_and_judges() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("check");
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Wextra", "-Werror", "-std=c11", "-O2", "-I"]).arg(ffi().join("include"));
+    run(cc.arg(ffi().join("examples/check.c")).arg(library(None, false)).args(["-Wl,--gc-sections", "-o"]).arg(&program));
+
+    let note = Path::new(env!("CARGO_TARGET_TMPDIR")).join("note");
+    std::fs::write(&note, sample::user().to_bytes()).expect("writable");
+    let judge = |host: &str, bytes: &str| {
+        let output = Command::new(&program).arg(&note).arg(host).args(bytes.split_whitespace()).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(judge("user", "50 58 c3"), (Some(0), "accepted: 3 instructions, depth 8, features 0, starts 0 1 2\n".to_owned()));
+    let stack = format!("rejected: offset 1, R{} {}\n", Rule::StackPointer.number(), Rule::StackPointer);
+    assert_eq!(judge("user", "90 48 89 e0 c3"), (Some(1), stack));
+    assert_eq!(judge("kernel", "c3"), (Some(3), "refused: 3\n".to_owned()));
+    std::fs::write(&note, [0; 8]).expect("writable");
+    assert_eq!(judge("user", "c3"), (Some(2), "refused: 2\n".to_owned()));
+}
+
+/// Links the library for bare metal with every exported function kept.
+fn link(library: &Path, more: &[&str]) -> std::process::Output {
+    let linked = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare");
+    let mut ld = Command::new("ld");
+    ld.args(["-static", "--gc-sections", "-e", "cordon_check"]);
+    let exported = ["cordon_check", "cordon_next_start", "cordon_rule_text", "cordon_default_policy", "cordon_scratch_words"];
+    for symbol in exported.iter().chain(more) {
+        ld.args(["-u", symbol]);
+    }
+    ld.arg(library).arg("-o").arg(linked).output().expect("ld runs")
+}
+
+#[test]
+fn bare_metal_code_has_no_panic_path() {
+    let clean = link(&library(Some("x86_64-unknown-none"), false), &[]);
+    assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stderr));
+    // The proof means something only if a function that can panic does fail the link.
+    let control = link(&library(Some("x86_64-unknown-none"), true), &["cordon_panic_control"]);
+    let complaint = String::from_utf8_lossy(&control.stderr).into_owned();
+    assert!(!control.status.success() && complaint.contains("cordon_checker_panic_is_reachable"), "{complaint}");
+}
+
+#[test]
+fn the_largest_depth_and_text_fit_their_fields() {
+    let spec = sample::user();
+    let mut text = vec![0x50; 512];
+    text.extend([0x48, 0x81, 0xc4, 0, 0x10, 0, 0, 0xc3]);
+    let mut scratch = vec![0; text.len()];
+    let summary = sample::with_layout(&spec, |layout| check(&text, &Policy::USER, layout, &mut scratch)).expect("accepted");
+    assert_eq!(summary.max_depth, 4096);
+}
