@@ -9,7 +9,7 @@ use cordon_fixtures::native::NativeRunner;
 use cordon_loader::{Image, LoadOptions};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, Stats, rewrite};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -42,11 +42,7 @@ impl Workshop {
         let fixture = catalog::find(name).with_context(|| format!("no fixture {name}")).map_err(broken)?;
         let files = self.files(fixture).map_err(broken)?;
         let native = NativeRunner::link(&self.builder, &files).map_err(broken)?;
-        let inputs = files.iter().map(|path| {
-            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            Ok(Input { name: path.display().to_string(), bytes })
-        });
-        let inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>().map_err(broken)?;
+        let inputs: Vec<Input> = files.iter().map(|path| input(path)).collect::<anyhow::Result<_>>().map_err(broken)?;
         let rewritten = rewrite(&inputs, &Options::default())?;
         let image = Image::from_bytes(&rewritten.image, &LoadOptions::default()).map_err(|e| broken(e.into()))?;
         Ok(Built { native, file: rewritten.image, image, stats: rewritten.stats })
@@ -57,6 +53,12 @@ impl Workshop {
         files.extend(self.builder.archives(fixture.libraries)?);
         Ok(files)
     }
+}
+
+/// Reads an object or archive; it is known by its file name, without the temporary folder.
+fn input(path: &Path) -> anyhow::Result<Input> {
+    let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Ok(Input { name, bytes: std::fs::read(path).with_context(|| path.display().to_string())? })
 }
 
 impl Built {

@@ -5,7 +5,7 @@ use super::{Console, Wrong, broken};
 use crate::cli::outcome::Failure;
 use cordon_fixtures::catalog;
 use cordon_fixtures::script::{Call, Expect, Outcome, judge};
-use cordon_fixtures::window::WindowRunner;
+use cordon_fixtures::window::{Answer, WindowRunner};
 
 /// What was shown.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +37,7 @@ fn script(name: &str, workshop: &Workshop, console: Console, verbose: bool, show
     let native = built.native.run(&calls).map_err(broken)?;
     let mut runner = WindowRunner::new(&built.image, false).map_err(broken)?;
     for (call, native) in calls.iter().zip(&native) {
-        let (outcome, fault) = runner.call(call).map_err(broken)?;
+        let Answer { outcome, fault, .. } = runner.call(call).map_err(broken)?;
         shown.wrong.extend(judge(call, native, &outcome).err());
         match (&call.expect, &outcome) {
             (Expect::Same | Expect::Known(_) | Expect::Endless, _) => continue,
@@ -66,7 +66,7 @@ fn attack(workshop: &Workshop, console: Console, shown: &mut Shown) -> Result<()
         let mut message = [0u32.to_le_bytes(), 16u32.to_le_bytes()].concat();
         message.extend(address.to_le_bytes());
         message.extend([0xee; 16]);
-        let (outcome, fault) =
+        let Answer { outcome, fault, .. } =
             runner.call(&Call::new("remote_write").payload(message).expect(Expect::Confined)).map_err(broken)?;
         match outcome {
             Outcome::Fault { .. } => shown.stopped += 1,
