@@ -129,7 +129,7 @@ pub fn switch_targets(tables: &[Table], labels: &[u64], entry: CodeRef, through:
 }
 
 /// Largest alignment of rsp that is turned into copies of the code.
-const MAX_ALIGN: i64 = 64;
+const MAX_ALIGN: i64 = 128;
 /// Nodes beyond which a function is refused rather than analysed.
 const MAX_NODES: usize = 4_000_000;
 
@@ -333,15 +333,16 @@ impl<'a> Discovery<'a> {
             FlowControl::Call => self.call(key, next, insn, state),
             FlowControl::IndirectCall => {
                 if let Some(out) = self.through_got(key, insn) {
-                    return Ok(self.call_out(out, next, state));
+                    return self.call_out(out, next, state);
                 }
-                transfer::clobber_by_call(state);
+                transfer::clobber_by_call(state, u16::MAX);
                 Ok(Flow::CallIndirect(next))
             }
             FlowControl::IndirectBranch => self.indirect(key, insn, state),
             FlowControl::Return => {
-                if insn.code() != Code::Retnq {
-                    return Err(("unsupported-return", format!("`{insn}` pops its caller's arguments")));
+                let pops = insn.code() == Code::Retnq_imm16 && insn.immediate16() == self.functions.pops(self.entry);
+                if insn.code() != Code::Retnq && !pops {
+                    return Err(("unsupported-return", format!("`{insn}` has no accepted form")));
                 }
                 if state.depth != 0 || state.dynamic {
                     return Err(("stack-depth-conflict", format!("returns with {} bytes still on the stack", state.depth)));
@@ -426,8 +427,8 @@ impl<'a> Discovery<'a> {
             BranchTarget::Code(at) if at == next.at => {
                 Err(("reads-return-address", "calls the next instruction to learn its own address".into()))
             }
-            BranchTarget::Code(at) => Ok(self.call_out(Outside::Function(at), next, state)),
-            BranchTarget::Symbol(reloc) => Ok(self.call_out(Outside::Symbol(reloc), next, state)),
+            BranchTarget::Code(at) => self.call_out(Outside::Function(at), next, state),
+            BranchTarget::Symbol(reloc) => self.call_out(Outside::Symbol(reloc), next, state),
         }
     }
 
@@ -443,13 +444,29 @@ impl<'a> Discovery<'a> {
         })
     }
 
-    fn call_out(&self, out: Outside, next: Key, state: &mut State) -> Flow {
-        transfer::clobber_by_call(state);
-        let returns = match out {
-            Outside::Function(at) => !self.functions.is_noreturn(at),
-            Outside::Symbol(reloc) => !is_noreturn_name(&self.program.symbol(reloc.symbol).name),
+    fn call_out(&self, out: Outside, next: Key, state: &mut State) -> Result<Flow, (&'static str, String)> {
+        let (returns, clobbers) = match out {
+            Outside::Function(at) => {
+                self.take_popped(at, state)?;
+                (!self.functions.is_noreturn(at), self.functions.clobbers(at))
+            }
+            Outside::Symbol(reloc) => (!is_noreturn_name(&self.program.symbol(reloc.symbol).name), u16::MAX),
         };
-        Flow::Call(out, returns.then_some(next))
+        transfer::clobber_by_call(state, clobbers);
+        Ok(Flow::Call(out, returns.then_some(next)))
+    }
+
+    /// A callee that ends in `ret $n` takes its stack arguments with it.
+    fn take_popped(&self, callee: CodeRef, state: &mut State) -> Result<(), (&'static str, String)> {
+        let by = i32::from(self.functions.pops(callee));
+        if by == 0 {
+            return Ok(());
+        }
+        if by % 8 != 0 || state.dynamic || state.depth < by {
+            return Err(("unsupported-return", format!("calls a function that pops {by} bytes of arguments")));
+        }
+        state.set_depth(state.depth - by);
+        Ok(())
     }
 
     fn indirect(&mut self, key: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
@@ -478,10 +495,11 @@ impl<'a> Discovery<'a> {
             };
         }
         let loose = self.labels.iter().any(|&l| !self.tables.iter().any(|t| t.entries.iter().any(|(_, to)| to.offset == l)));
-        if loose {
-            return Err(("unresolved-jump", format!("`{insn}` may be a tail call or a computed goto")));
+        if value == Value::Computed {
+            return Err(("unresolved-jump", format!("`{insn}` through a computed address: its table was not found")));
         }
-        Ok(Flow::TailIndirect)
+        // A tail call or a computed goto: the table for it has functions and labels.
+        Ok(if loose { Flow::Switch(None) } else { Flow::TailIndirect })
     }
 
     /// The number of the table at `section + offset`, discovering it if it is one.

@@ -4,7 +4,7 @@
 //! starts to allocate saves the word in its own frame and puts it back when it returns to a known depth. Stack arguments of calls made
 //! meanwhile lie at the virtual stack pointer and are copied to where the callee looks for them.
 
-use crate::body::{Body, Node};
+use crate::body::{Body, Flow, Node};
 use crate::plan::{Borrowed, K, Planned, Planner, encode, ok};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -49,13 +49,7 @@ impl Planner<'_> {
         let insn = &node.insn;
         let scratch = self.borrow(id, insn, &[]);
         if !node.state.dynamic {
-            self.move_by(-frame_bytes(self.body.dynamic_arguments))?;
-            self.keep(scratch, 0)?;
-            let load = ok(encode::load(scratch.register, Register::None, self.word()))?;
-            let save = ok(encode::store(scratch.register, Register::RSP, self.saved()))?;
-            self.bytes(load);
-            self.bytes(save);
-            self.give_back(scratch, 0)?;
+            self.enter(scratch)?;
         }
         let place = encode::window(Register::None, self.word());
         let change = match insn.mnemonic() {
@@ -73,6 +67,31 @@ impl Planner<'_> {
         let bytes = ok(change.and_then(|i| encode::encode(&i)))?;
         self.bytes(bytes);
         Ok(())
+    }
+
+    /// From here on rsp is virtual: keeps the caller's arena word in the frame.
+    fn enter(&mut self, scratch: Borrowed) -> Planned<()> {
+        self.move_by(-frame_bytes(self.body.dynamic_arguments))?;
+        self.keep(scratch, 0)?;
+        let load = ok(encode::load(scratch.register, Register::None, self.word()))?;
+        let save = ok(encode::store(scratch.register, Register::RSP, self.saved()))?;
+        self.bytes(load);
+        self.bytes(save);
+        self.give_back(scratch, 0)
+    }
+
+    /// If rsp becomes virtual with an instruction that only compares it (a probe loop), does that first and gives the node as it is then.
+    pub(crate) fn enter_with(&mut self, id: u32, node: &Node) -> Planned<Option<Node>> {
+        let Flow::Next(next) = &node.flow else { return Ok(None) };
+        let after = &self.body.nodes[self.body.node(*next) as usize].state;
+        if node.state.dynamic || !after.dynamic {
+            return Ok(None);
+        }
+        let scratch = self.borrow(id, &node.insn, &[]);
+        self.enter(scratch)?;
+        let mut entered = node.clone();
+        entered.state.dynamic = true;
+        Ok(Some(entered))
     }
 
     /// `lea d(%rsp),%rsp` while rsp is virtual: moves it without touching flags.

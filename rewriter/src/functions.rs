@@ -1,8 +1,9 @@
 //! Phase 2: where functions start and end, which labels data refers to, which functions never return.
 
 use crate::elf;
+use crate::liveness::CALLER_SAVED;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolKind};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A place in original code: section and byte offset.
@@ -33,6 +34,10 @@ pub struct Functions {
     /// Per data section: offsets that code refers to, ascending; a jump table ends where the next reference begins.
     referenced: HashMap<SectionId, Vec<u64>>,
     noreturn: HashSet<CodeRef>,
+    /// Registers (bit = number) that a call may change: everything the function's bytes write, its callees' included.
+    clobbers: HashMap<CodeRef, u16>,
+    /// Bytes of arguments that a function pops when it returns (`ret $n`).
+    pops: HashMap<CodeRef, u16>,
 }
 
 /// Functions of the C library that do not come back; used only when they are undefined in the objects.
@@ -116,6 +121,7 @@ impl Functions {
         let mut found = Functions { ranges: ranges(program), ..Functions::default() };
         found.collect_references(program);
         found.infer_noreturn(program);
+        found.sweep(program);
         found
     }
 
@@ -160,6 +166,72 @@ impl Functions {
     #[must_use]
     pub fn is_noreturn(&self, at: CodeRef) -> bool {
         self.noreturn.contains(&at)
+    }
+
+    /// Registers that a call of the function at `at` may change, as far as its symbol's extent shows; all of them if it has none.
+    #[must_use]
+    pub fn clobbers(&self, at: CodeRef) -> u16 {
+        self.clobbers.get(&at).copied().unwrap_or(u16::MAX)
+    }
+
+    /// Bytes of stack arguments that the function at `at` takes off the stack itself.
+    #[must_use]
+    pub fn pops(&self, at: CodeRef) -> u16 {
+        self.pops.get(&at).copied().unwrap_or(0)
+    }
+
+    /// One linear pass over every function: what it writes, where it goes, what it pops.
+    fn sweep(&mut self, program: &Program) {
+        let mut edges: HashMap<CodeRef, Vec<CodeRef>> = HashMap::new();
+        let mut factory = InstructionInfoFactory::new();
+        for (&section, list) in &self.ranges {
+            let data = &program.section(section).data;
+            for range in list {
+                let start = CodeRef { section, offset: range.start };
+                let to = usize::try_from(range.end).unwrap_or(0).min(data.len());
+                let from = usize::try_from(range.start).unwrap_or(0).min(to);
+                let mut set = 0;
+                for insn in Decoder::with_ip(64, &data[from..to], range.start, DecoderOptions::NONE) {
+                    set |= crate::liveness::written(&mut factory, &insn);
+                    let at = CodeRef { section, offset: insn.ip() };
+                    match insn.flow_control() {
+                        FlowControl::IndirectCall | FlowControl::IndirectBranch => set |= CALLER_SAVED,
+                        FlowControl::Return if insn.code() == Code::Retnq_imm16 => {
+                            self.pops.insert(start, insn.immediate16());
+                        }
+                        FlowControl::Call | FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                            match branch_target(program, at, &insn) {
+                                BranchTarget::Code(to)
+                                    if to.section == section && range.start <= to.offset && to.offset < range.end => {}
+                                BranchTarget::Code(to) => edges.entry(start).or_default().push(to),
+                                BranchTarget::Symbol(_) => set |= CALLER_SAVED,
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                self.clobbers.insert(start, set);
+            }
+        }
+        self.close_clobbers(&edges);
+    }
+
+    fn close_clobbers(&mut self, edges: &HashMap<CodeRef, Vec<CodeRef>>) {
+        loop {
+            let mut changed = false;
+            for (from, list) in edges {
+                let mut set = self.clobbers(*from);
+                for to in list {
+                    let range = self.containing(*to).map(|r| CodeRef { section: to.section, offset: r.start });
+                    // What callees save and restore is theirs; a jump into another part of the same function is not a call, but saves the same way.
+                    set |= range.map_or(u16::MAX, |r| self.clobbers(r)) & CALLER_SAVED;
+                }
+                changed |= self.clobbers.insert(*from, set) != Some(set);
+            }
+            if !changed {
+                return;
+            }
+        }
     }
 
     fn collect_references(&mut self, program: &Program) {

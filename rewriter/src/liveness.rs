@@ -1,8 +1,9 @@
 //! Phase 4: which registers and flags still matter before and after each instruction.
 
-use crate::body::{Body, Flow, Outside};
+use crate::body::{Body, Flow, Node, Outside};
 use crate::functions::CodeRef;
-use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
+use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// A set of general registers (bit = hardware number) and status flags ([`RflagsBits`] of OF, SF, ZF, AF, CF, PF).
@@ -32,6 +33,8 @@ const fn bit(register: u16) -> u16 {
 
 /// rsp, and the registers that a function must preserve: rbx, rbp, r12-r15.
 pub const CALLEE_SAVED: u16 = bit(3) | bit(4) | bit(5) | bit(12) | bit(13) | bit(14) | bit(15);
+/// Registers that a call may change (psABI 3.2.1).
+pub const CALLER_SAVED: u16 = !CALLEE_SAVED;
 /// rax (vector count of variadic calls), rdi, rsi, rdx, rcx, r8, r9, r10 (static chain), rsp.
 const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
 /// Results rax and rdx.
@@ -46,7 +49,7 @@ struct Effect {
     writes: u16,
 }
 
-fn effect(factory: &mut InstructionInfoFactory, insn: &iced_x86::Instruction) -> Effect {
+fn effect(factory: &mut InstructionInfoFactory, insn: &Instruction) -> Effect {
     let mut e = Effect::default();
     for used in factory.info(insn).used_registers() {
         if !used.register().is_gpr() {
@@ -81,9 +84,14 @@ fn is_shift(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
 }
 
-/// Registers that a call of each body may change, its callees' included (gcc's -fipa-ra counts on the others).
+/// Registers that `insn` writes, whole or in part, calls' effects apart.
 #[must_use]
-pub fn clobbers(bodies: &[Body]) -> Vec<u16> {
+pub fn written(factory: &mut InstructionInfoFactory, insn: &Instruction) -> u16 {
+    effect(factory, insn).writes
+}
+
+/// Registers that a call of each body may change, its callees' included (gcc's -fipa-ra counts on the others).
+fn clobbers(bodies: &[Body]) -> Vec<u16> {
     let index: HashMap<CodeRef, usize> = bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let mut sets: Vec<u16> = Vec::with_capacity(bodies.len());
     let mut callees: Vec<Vec<usize>> = Vec::with_capacity(bodies.len());
@@ -127,12 +135,58 @@ pub struct Liveness {
     pub after: Vec<Live>,
 }
 
-/// Solves liveness for `body`, which changes at most the registers `clobbers`.
+/// Solves liveness for all bodies together: what a function's callers still need after its return is live at its return, so that a scratch
+/// register is never one that gcc's -fipa-ra keeps a value in across the call.
 #[must_use]
-pub fn solve(body: &Body, clobbers: u16) -> Liveness {
+pub fn solve(bodies: &[Body]) -> Vec<Liveness> {
+    let clobbers = clobbers(bodies);
+    let index: HashMap<CodeRef, usize> = bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
+    let callee = |flow: &Flow| match flow {
+        Flow::Call(Outside::Function(f), _) | Flow::TailCall(Outside::Function(f)) | Flow::BranchOut(Outside::Function(f), _) => {
+            index.get(f).copied()
+        }
+        _ => None,
+    };
+    let mut wanted: Vec<u16> = vec![0; bodies.len()];
+    let mut solved: Vec<Option<Liveness>> = vec![None; bodies.len()];
+    loop {
+        let fresh: Vec<(usize, Liveness)> = (0..bodies.len())
+            .into_par_iter()
+            .filter(|i| solved[*i].is_none())
+            .map(|i| (i, solve_one(&bodies[i], wanted[i], |flow| callee(flow).map(|c| clobbers[c]))))
+            .collect();
+        for (i, live) in fresh {
+            solved[i] = Some(live);
+        }
+        let mut next = wanted.clone();
+        for (i, body) in bodies.iter().enumerate() {
+            let Some(live) = &solved[i] else { continue };
+            for (id, node) in body.nodes.iter().enumerate() {
+                if let Some(c) = callee(&node.flow) {
+                    let after = if let Flow::Call(..) = node.flow { live.after[id].registers } else { wanted[i] };
+                    next[c] |= after & CALLER_SAVED & !clobbers[c];
+                }
+            }
+        }
+        let mut stable = true;
+        for i in 0..bodies.len() {
+            if next[i] != wanted[i] {
+                stable = false;
+                solved[i] = None;
+            }
+        }
+        if stable {
+            return solved.into_iter().flatten().collect();
+        }
+        wanted = next;
+    }
+}
+
+/// Liveness of one body whose callers need `wanted` after it; `callee` gives what the target of a direct call may change.
+fn solve_one(body: &Body, wanted: u16, callee: impl Fn(&Flow) -> Option<u16>) -> Liveness {
     let n = body.nodes.len();
     let mut factory = InstructionInfoFactory::new();
-    let effects: Vec<Effect> = body.nodes.iter().map(|node| effect(&mut factory, &node.insn)).collect();
+    let effects: Vec<Effect> = body.nodes.iter().map(|node| node_effect(&mut factory, node, &callee)).collect();
     let successors: Vec<Vec<u32>> = body.nodes.iter().map(|node| body.successors(node)).collect();
     let mut predecessors: Vec<Vec<u32>> = vec![Vec::new(); n];
     for (i, list) in successors.iter().enumerate() {
@@ -146,13 +200,9 @@ pub fn solve(body: &Body, clobbers: u16) -> Liveness {
     while let Some(id) = work.pop() {
         let i = id as usize;
         queued[i] = false;
-        let out = successors[i].iter().fold(leaving(&body.nodes[i].flow, clobbers), |l, &s| l.or(live.before[s as usize]));
-        let call = matches!(body.nodes[i].insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
+        let out = successors[i].iter().fold(leaving(&body.nodes[i].flow, wanted), |l, &s| l.or(live.before[s as usize]));
         let e = &effects[i];
-        let mut before = Live { registers: out.registers & !e.kills.registers, flags: out.flags & !e.kills.flags }.or(e.reads);
-        if call {
-            before = Live { registers: out.registers | ARGUMENTS, flags: 0 }.or(e.reads);
-        }
+        let before = Live { registers: out.registers & !e.kills.registers, flags: out.flags & !e.kills.flags }.or(e.reads);
         live.after[i] = out;
         if before != live.before[i] {
             live.before[i] = before;
@@ -166,11 +216,23 @@ pub fn solve(body: &Body, clobbers: u16) -> Liveness {
     live
 }
 
+/// What a node reads and overwrites, calls included.
+fn node_effect(factory: &mut InstructionInfoFactory, node: &Node, callee: impl Fn(&Flow) -> Option<u16>) -> Effect {
+    let mut e = effect(factory, &node.insn);
+    if let Flow::Call(..) | Flow::CallIndirect(_) = node.flow {
+        e.reads.registers |= ARGUMENTS;
+        // No compiler expects a value in a register that the callee may change.
+        e.kills.registers |= callee(&node.flow).unwrap_or(u16::MAX) & CALLER_SAVED;
+        e.kills.flags = STATUS as u16;
+    }
+    e
+}
+
 /// What is live where control leaves the body.
-fn leaving(flow: &Flow, clobbers: u16) -> Live {
+fn leaving(flow: &Flow, wanted: u16) -> Live {
     let registers = match flow {
-        Flow::Return => RESULTS | CALLEE_SAVED | !clobbers,
-        Flow::TailCall(_) | Flow::BranchOut(..) | Flow::TailIndirect => ARGUMENTS | CALLEE_SAVED | !clobbers,
+        Flow::Return => RESULTS | CALLEE_SAVED | wanted,
+        Flow::TailCall(_) | Flow::BranchOut(..) | Flow::TailIndirect => ARGUMENTS | CALLEE_SAVED | wanted,
         _ => 0,
     };
     Live { registers, flags: 0 }

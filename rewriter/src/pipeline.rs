@@ -92,11 +92,8 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
 }
 
 fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
-    let clobbers = liveness::clobbers(&env.chosen.bodies);
-    let results: Vec<_> = (0..env.chosen.bodies.len())
-        .into_par_iter()
-        .map(|i| plan::plan(env, i, &liveness::solve(&env.chosen.bodies[i], clobbers[i])))
-        .collect();
+    let live = liveness::solve(&env.chosen.bodies);
+    let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(|i| plan::plan(env, i, &live[i])).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();
     for result in results {
@@ -165,22 +162,27 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
         main_bits: space.main_bits,
         max_depth: MAX_DEPTH,
         regions: space.regions.clone(),
+        sub_tables: sub_tables(env, plans, text, &functions_only(&slots)),
         slots,
-        sub_tables: sub_tables(env, plans, text),
         entries,
         imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
         ..NoteSpec::default()
     }
 }
 
+/// The main table without its imports, which no other table may hold.
+fn functions_only(slots: &[Slot]) -> Vec<Slot> {
+    slots.iter().map(|s| if let Slot::Import(_) = s { Slot::Trap } else { *s }).collect()
+}
+
 /// Every group of tables, once for each copy of the code that jumps through it.
-fn sub_tables(env: Env<'_>, plans: &[Plan], text: &Text) -> Vec<(SubTable, Vec<Slot>)> {
+fn sub_tables(env: Env<'_>, plans: &[Plan], text: &Text, main: &[Slot]) -> Vec<(SubTable, Vec<Slot>)> {
     let mut made = Vec::new();
     for (index, groups) in env.space.groups.iter().enumerate() {
         let body = &env.chosen.bodies[index];
         for group in groups {
             for (context, base) in &group.bases {
-                let mut slots = Vec::new();
+                let mut slots: Vec<Slot> = main.iter().take(group.first as usize).copied().collect();
                 let (mut depth, mut set) = (0, u64::MAX);
                 for at in &group.targets {
                     let node = body.index.get(&crate::body::Key { context: *context, at: *at });
@@ -294,7 +296,6 @@ fn self_check(env: Env<'_>, image: &Image, text: &Text) -> Result<u64, Refusals>
     note.layout.validate(&Policy::USER).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
     let mut scratch = vec![0; text.bytes.len()];
     check(&text.bytes, &Policy::USER, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
-        if let Ok(p) = std::env::var("CORDON_DUMP") { let _ = std::fs::write(p, &text.bytes); }
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
         let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);
         let place = at.map_or_else(Place::default, |m| {

@@ -100,6 +100,11 @@ pub fn select(
         let found: Vec<_> = wave.par_iter().map(|&at| discover(program, functions, at)).collect();
         for result in found {
             match result {
+                Ok(body) if functions.pops(body.entry) != 0 && s.called_from_outside(body.entry) => {
+                    let place = program.place(body.entry.section, body.entry.offset);
+                    let message = "pops its stack arguments (`ret $n`), which only direct callers can know";
+                    s.problems.push(Diagnostic::new(place, "unsupported-return", message));
+                }
                 Ok(body) => s.take(body),
                 Err(problems) => s.problems.extend(problems),
             }
@@ -117,6 +122,11 @@ impl Selector<'_> {
         }
         self.chosen.bodies.sort_by_key(|b| b.entry);
         Ok(self.chosen)
+    }
+
+    /// Whether the host or an indirect call may call the function at `at`.
+    fn called_from_outside(&self, at: CodeRef) -> bool {
+        self.chosen.address_taken.contains(&at) || self.chosen.entries.iter().any(|(_, entry)| *entry == at)
     }
 
     fn constructors(&mut self) {

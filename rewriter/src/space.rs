@@ -28,7 +28,9 @@ pub struct Group {
     pub tables: u64,
     /// A jump of unknown origin uses it: it has the body's labels.
     pub labels: bool,
-    /// Targets in slot order.
+    /// Slots in front of the targets: the main table's functions, where a jump may be a tail call or a computed goto.
+    pub first: u32,
+    /// Targets in slot order, from slot `first` on.
     pub targets: Vec<CodeRef>,
     pub bits: u32,
     /// Table displacement for each copy of the code that jumps through it.
@@ -108,7 +110,8 @@ impl Space {
     fn sub_tables(&mut self, program: &Program, chosen: &Selection) -> Result<(), Refusals> {
         let mut at = layout::USER_TABLE + (8 << self.main_bits);
         for (index, body) in chosen.bodies.iter().enumerate() {
-            let mut groups = groups(body);
+            let slots = 1 + self.import_slots.len() + self.function_slots.len();
+            let mut groups = groups(body, slots as u32);
             for group in &mut groups {
                 for base in group.bases.values_mut() {
                     *base = at;
@@ -234,12 +237,12 @@ impl Group {
     /// 8 × the index of `to`.
     #[must_use]
     pub fn value(&self, to: CodeRef) -> Option<u32> {
-        self.targets.binary_search(&to).ok().map(|i| 8 * i as u32)
+        self.targets.binary_search(&to).ok().map(|i| 8 * (self.first + i as u32))
     }
 }
 
 /// Joins tables that one jump may use.
-fn groups(body: &Body) -> Vec<Group> {
+fn groups(body: &Body, slots: u32) -> Vec<Group> {
     let mut sets: Vec<(u64, bool)> = (0..body.tables.len()).map(|i| (1 << i, false)).collect();
     let mut uses: Vec<(u64, bool, Context)> = Vec::new();
     for node in &body.nodes {
@@ -254,6 +257,7 @@ fn groups(body: &Body) -> Vec<Group> {
         rest.push(joined);
         sets = rest;
     }
+    let mixed = body.nodes.iter().any(|n| n.flow == Flow::Switch(None) && n.state.depth == 0);
     let mut made = Vec::new();
     for (tables, labels) in sets {
         let mut targets: BTreeSet<CodeRef> = BTreeSet::new();
@@ -265,8 +269,9 @@ fn groups(body: &Body) -> Vec<Group> {
             targets.extend(body.labels.iter().map(|&offset| CodeRef { section: body.entry.section, offset }));
         }
         let bases = uses.iter().filter(|(s, l, _)| s & tables != 0 || (*l && labels)).map(|(_, _, c)| (*c, 0)).collect();
-        let bits = targets.len().next_power_of_two().trailing_zeros();
-        made.push(Group { tables, labels, targets: targets.into_iter().collect(), bits, bases });
+        let first = if labels && mixed { slots } else { 0 };
+        let bits = (first as usize + targets.len()).next_power_of_two().trailing_zeros();
+        made.push(Group { tables, labels, first, targets: targets.into_iter().collect(), bits, bases });
     }
     made
 }

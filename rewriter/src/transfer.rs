@@ -3,6 +3,7 @@
 use crate::body::{Discovery, Key};
 use crate::elf;
 use crate::functions::{CodeRef, decode, exact_target, relocs_at};
+use crate::liveness::CALLER_SAVED;
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{self, TableKind};
 use crate::values::{Slot, State, Value};
@@ -10,23 +11,12 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, 
 
 type Refusal = (&'static str, String);
 
-/// Registers that a call may change (psABI 3.2.1).
-const CALLER_SAVED: [Register; 9] = [
-    Register::RAX,
-    Register::RCX,
-    Register::RDX,
-    Register::RSI,
-    Register::RDI,
-    Register::R8,
-    Register::R9,
-    Register::R10,
-    Register::R11,
-];
-
-/// The state after a call returned.
-pub fn clobber_by_call(state: &mut State) {
-    for register in CALLER_SAVED {
-        state.set(register, Value::Unknown);
+/// The state after a call that may change the registers `clobbers` (bit = number).
+pub fn clobber_by_call(state: &mut State, clobbers: u16) {
+    for (number, value) in state.registers.iter_mut().enumerate() {
+        if (clobbers & CALLER_SAVED) >> number & 1 == 1 {
+            *value = Value::Unknown;
+        }
     }
 }
 
@@ -153,6 +143,9 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
         Mnemonic::Leave => return leave(insn, state),
         Mnemonic::Enter | Mnemonic::Pushfq | Mnemonic::Popfq => return Err(refused(insn)),
         _ => {}
+    }
+    if let (Mnemonic::Cmp, false) = (insn.mnemonic(), state.dynamic) {
+        begin_probe(ctx, insn, state)?;
     }
     if writes_rsp(insn) {
         return move_rsp(ctx, key, insn, state);
@@ -295,6 +288,20 @@ fn begin_dynamic(ctx: &Discovery<'_>, state: &mut State) -> Result<(), Refusal> 
     Ok(())
 }
 
+/// `cmp` of rsp with the end of memory about to be allocated: a probe loop for `alloca` starts here, rsp is virtual from now on.
+fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+    let (a, b) = (insn.op0_register(), insn.op1_register());
+    let other = if a == Register::RSP { b } else { a };
+    if insn.op1_kind() == OpKind::Register
+        && (a == Register::RSP || b == Register::RSP)
+        && let Value::Below(origin) = state.register(other)
+    {
+        ctx.arena_base(origin);
+        begin_dynamic(ctx, state)?;
+    }
+    Ok(())
+}
+
 /// A store into the frame changes what its slots hold.
 fn note_store(program: &Program, at: CodeRef, insn: &Instruction, state: &mut State) {
     if insn.op_count() == 0 || insn.op0_kind() != OpKind::Memory || insn.mnemonic() == Mnemonic::Lea {
@@ -369,7 +376,7 @@ fn lea(ctx: &mut Discovery<'_>, at: CodeRef, insn: &Instruction, state: &State) 
     let (base, index) = (insn.memory_base(), insn.memory_index());
     if index != Register::None && base != Register::None && insn.memory_index_scale() == 1 && insn.memory_displacement64() == 0 {
         let value = sum(ctx, state.register(base), state.register(index));
-        if value != Value::Unknown {
+        if let Value::Code(_) = value {
             return value;
         }
     }
@@ -388,9 +395,9 @@ fn sum(ctx: &Discovery<'_>, a: Value, b: Value) -> Value {
         (Value::Relative(set), Value::Address(section, offset)) | (Value::Address(section, offset), Value::Relative(set)) => {
             let fits = |t: &crate::tables::Table| t.section == section && i64::try_from(t.offset) == Ok(offset);
             let all = ctx.tables.iter().enumerate().all(|(i, t)| set >> i & 1 == 0 || fits(t));
-            if all { Value::Code(set) } else { Value::Unknown }
+            if all { Value::Code(set) } else { Value::Computed }
         }
-        _ => Value::Unknown,
+        _ => Value::Computed,
     }
 }
 

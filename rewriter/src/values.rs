@@ -20,6 +20,8 @@ pub enum Value {
     Address(SectionId, i64),
     /// A code address out of one of the body's absolute tables (bit set of table numbers).
     Code(u64),
+    /// Computed by an addition that is not understood: never a function pointer to jump through.
+    Computed,
     /// A 32-bit entry out of one of the body's relative tables, before the table's address is added.
     Relative(u64),
 }
@@ -32,6 +34,7 @@ impl Value {
             (a, b) if a == b => a,
             (Value::Code(a), Value::Code(b)) => Value::Code(a | b),
             (Value::Relative(a), Value::Relative(b)) => Value::Relative(a | b),
+            (Value::Computed, _) | (_, Value::Computed) => Value::Computed,
             _ => Value::Unknown,
         }
     }

@@ -5,6 +5,7 @@ use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Diagnostic;
 use crate::program::Reloc;
 use crate::select::TLS_RESOLVER;
+use crate::space::Group;
 use cordon_checker::layout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -137,6 +138,7 @@ impl Planner<'_> {
                 self.bytes(test);
                 4
             }
+            Mnemonic::Loope | Mnemonic::Loopne => return self.loop_while(id, node, to, next),
             Mnemonic::Loop => {
                 if self.live.after[id as usize].flags != 0 {
                     return Err(("unsupported-instruction", format!("`{insn}` with live flags")));
@@ -160,6 +162,25 @@ impl Planner<'_> {
                 self.piece(Piece::Label(over));
             }
         }
+        self.fall_through(id, next);
+        Ok(())
+    }
+
+    /// `loope`, `loopne`: leaves when the condition or the count ends it.
+    fn loop_while(&mut self, id: u32, node: &Node, to: Result<Key, Outside>, next: Key) -> Planned<()> {
+        let (Ok(to), 0) = (to, self.live.after[id as usize].flags) else {
+            return Err(("unsupported-instruction", format!("`{}` with live flags or out of the function", node.insn)));
+        };
+        self.note("loop with a condition: decrement, two branches");
+        let over = self.label();
+        let leave = if node.insn.mnemonic() == Mnemonic::Loope { 5 } else { 4 };
+        let count = ok(encode::lea(Register::RCX, Register::RCX, Register::None, 1, -1))?;
+        let test = ok(Instruction::with2(Code::Test_rm64_r64, Register::RCX, Register::RCX).and_then(|i| encode::encode(&i)))?;
+        self.bytes(count);
+        self.piece(Piece::Jump(Some(leave), Target::Label(over)));
+        self.bytes(test);
+        self.piece(Piece::Jump(Some(5), Target::Node(self.body.node(to))));
+        self.piece(Piece::Label(over));
         self.fall_through(id, next);
         Ok(())
     }
@@ -196,7 +217,12 @@ impl Planner<'_> {
             }
         }
         match next {
-            Some(next) => self.fall_through(id, next),
+            Some(next) => {
+                let popped =
+                    self.body.nodes[id as usize].state.depth - self.body.nodes[self.body.node(next) as usize].state.depth;
+                self.move_by(popped)?;
+                self.fall_through(id, next);
+            }
             None => self.bytes(UD2.to_vec()),
         }
         Ok(())
@@ -239,7 +265,10 @@ impl Planner<'_> {
         }
         let register = match insn.op0_kind() {
             OpKind::Register => insn.op0_register(),
-            OpKind::Memory => self.load_target(id, node, how)?,
+            OpKind::Memory => match self.target_register(id, node, how) {
+                Some(to) => self.load_target(id, node, to)?,
+                None => return self.compare_chain(id, node, how),
+            },
             _ => return Err(("privileged-instruction", format!("`{insn}` is not for handlers"))),
         };
         if register.full_register() == Register::RSP || !register.is_gpr64() {
@@ -254,12 +283,7 @@ impl Planner<'_> {
         });
         let (bits, base) = match how {
             Use::Switch(through) => {
-                let groups = &self.env.space.groups[self.index];
-                let fits = |g: &&crate::space::Group| match through {
-                    Some(set) => g.tables & set == set && set != 0,
-                    None => g.labels,
-                };
-                let group = groups.iter().find(fits).ok_or_else(|| internal("a switch without a table"))?;
+                let group = self.group(through)?;
                 (group.bits, *group.bases.get(&node.key.context).ok_or_else(|| internal("a switch without a table base"))?)
             }
             _ => (self.env.space.main_bits, layout::USER_TABLE),
@@ -268,29 +292,64 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Loads the target of `call|jmp *mem` into a register that the transfer is free to change.
-    fn load_target(&mut self, id: u32, node: &Node, how: Use) -> Planned<Register> {
-        let to = match how {
-            Use::Switch(_) => {
-                let live = self.live.after[id as usize];
-                let own = node.insn.memory_index();
-                let pick =
-                    [own, Register::R11, Register::RAX, Register::RCX, Register::RDX, Register::RSI, Register::RDI, Register::R8];
-                let more =
-                    [Register::R9, Register::R10, Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14];
-                pick.into_iter()
-                    .chain(more)
-                    .find(|r| r.is_gpr64() && !live.has(*r))
-                    .ok_or_else(|| ("unsupported-instruction", format!("`{}`: no register is free", node.insn)))?
-            }
-            _ => Register::R11,
+    /// The group of tables that a switch jumps through.
+    fn group(&self, through: Option<u64>) -> Planned<&Group> {
+        let fits = |g: &&Group| match through {
+            Some(set) => g.tables & set == set && set != 0,
+            None => g.labels,
         };
+        self.env.space.groups[self.index].iter().find(fits).ok_or_else(|| internal("a switch without a table"))
+    }
+
+    /// A register that `call|jmp *mem` is free to change.
+    fn target_register(&self, id: u32, node: &Node, how: Use) -> Option<Register> {
+        let Use::Switch(_) = how else { return Some(Register::R11) };
+        let live = self.live.after[id as usize];
+        let own = node.insn.memory_index();
+        let all = [
+            Register::R11,
+            Register::RAX,
+            Register::RCX,
+            Register::RDX,
+            Register::RSI,
+            Register::RDI,
+            Register::R8,
+            Register::R9,
+        ];
+        let more = [Register::R10, Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+        [own].into_iter().chain(all).chain(more).find(|r| r.is_gpr64() && !live.has(*r))
+    }
+
+    /// A switch where every register is in use: compares the table's entry with each target's number in place.
+    fn compare_chain(&mut self, id: u32, node: &Node, how: Use) -> Planned<()> {
+        let Use::Switch(through) = how else { return Err(internal("not a switch")) };
+        self.note("switch without a free register: compares in place");
+        let group = self.group(through)?.clone();
+        let mut compare = ok(Instruction::with2(Code::Cmp_rm32_imm32, encode::window(Register::None, 0), 0))?;
+        copy_memory(&node.insn, &mut compare);
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut compare, &mut borrow)?;
+        if !borrow.0.is_empty() {
+            return Err(("unsupported-instruction", format!("`{}`: no register is free", node.insn)));
+        }
+        for at in &group.targets {
+            let target = self.body.index.get(&Key { context: node.key.context, at: *at });
+            if let (Some(&target), Some(value)) = (target, group.value(*at)) {
+                compare.set_immediate32(value);
+                let bytes = ok(encode::encode(&compare))?;
+                self.bytes(bytes);
+                self.piece(Piece::Jump(Some(4), Target::Node(target)));
+            }
+        }
+        self.bytes(UD2.to_vec());
+        Ok(())
+    }
+
+    /// Loads the target of `call|jmp *mem` into `to`.
+    fn load_target(&mut self, id: u32, node: &Node, to: Register) -> Planned<Register> {
         let insn = &node.insn;
         let mut load = ok(Instruction::with2(Code::Mov_r32_rm32, encode::narrow(to), encode::window(Register::None, 0)))?;
-        load.set_memory_base(insn.memory_base());
-        load.set_memory_index(insn.memory_index());
-        load.set_memory_index_scale(insn.memory_index_scale());
-        load.set_segment_prefix(insn.segment_prefix());
+        copy_memory(insn, &mut load);
         let mut borrow = Borrow::default();
         self.memory(id, node, &mut load, &mut borrow)?;
         for (_, fill) in &borrow.0 {
@@ -300,6 +359,14 @@ impl Planner<'_> {
         self.bytes(bytes);
         Ok(to)
     }
+}
+
+/// Gives `to` the registers and segment of `from`'s memory operand.
+pub(crate) fn copy_memory(from: &Instruction, to: &mut Instruction) {
+    to.set_memory_base(from.memory_base());
+    to.set_memory_index(from.memory_index());
+    to.set_memory_index_scale(from.memory_index_scale());
+    to.set_segment_prefix(from.segment_prefix());
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

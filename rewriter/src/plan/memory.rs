@@ -50,6 +50,9 @@ impl Planner<'_> {
             elf::R_X86_64_SIZE32 | elf::R_X86_64_SIZE64 => {
                 Ok(self.env.program.symbol(reloc.symbol).size.cast_signed().wrapping_add(reloc.addend))
             }
+            // The GOT's own address only serves as a base; here it is 0.
+            elf::R_X86_64_GOTPC32 => Ok(0),
+            elf::R_X86_64_GOTOFF64 => self.symbol_value(&exact),
             kind if is_got(kind) => self.got_word(GotWord::Address(plain.symbol)),
             elf::R_X86_64_GOTTPOFF => self.got_word(GotWord::ThreadOffset(plain.symbol)),
             kind => Err(("unsupported-relocation", format!("relocation type {kind} in code"))),

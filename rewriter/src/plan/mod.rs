@@ -184,8 +184,13 @@ impl<'a> Planner<'a> {
                 return Ok(());
             }
             Mnemonic::Push | Mnemonic::Pop | Mnemonic::Leave => return self.push_pop(id, node),
-            Mnemonic::Cpuid | Mnemonic::Xgetbv | Mnemonic::Fldcw | Mnemonic::Ldmxcsr => return self.gate_instruction(id, node),
+            Mnemonic::Cpuid | Mnemonic::Xgetbv | Mnemonic::Fldcw | Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
+                return self.gate_instruction(id, node);
+            }
             _ => {}
+        }
+        if insn.mnemonic() == Mnemonic::Xlatb {
+            return self.table_byte(id, node);
         }
         if string::is_string(insn) {
             return self.string(id, node);
@@ -203,6 +208,11 @@ impl<'a> Planner<'a> {
     fn ordinary(&mut self, id: u32, node: &Node) -> Planned<()> {
         let mut insn = node.insn;
         strip_prefixes(&mut insn);
+        if insn.code() == Code::VEX_Vstmxcsr_m32 {
+            insn.set_code(Code::Stmxcsr_m32);
+        }
+        let entered = self.enter_with(id, node)?;
+        let node = entered.as_ref().unwrap_or(node);
         if self.address_load(node, &insn)? {
             return Ok(());
         }

@@ -66,7 +66,7 @@ pub fn classify(program: &Program, body: &Body, live: &Liveness) -> Native {
     for (id, node) in body.nodes.iter().enumerate() {
         demote_addressed(program, node, &mut role);
         let Some((register, pushes)) = popped(node) else { continue };
-        let dead = !live.after[id].has(register);
+        let dead = register.is_gpr64() && !live.after[id].has(register);
         for &push in &pushes {
             join.unite(pushes[0], push);
             let fits = match role[push as usize] {
@@ -264,10 +264,7 @@ impl Planner<'_> {
         let scratch = self.borrow(id, &node.insn, &[]);
         let to = scratch.register;
         let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, to, encode::window(Register::None, 0)))?;
-        load.set_memory_base(node.insn.memory_base());
-        load.set_memory_index(node.insn.memory_index());
-        load.set_memory_index_scale(node.insn.memory_index_scale());
-        load.set_segment_prefix(node.insn.segment_prefix());
+        super::branch::copy_memory(&node.insn, &mut load);
         let mut borrow = Borrow::default();
         // The return address may be pushed again (a realigned frame's copy for unwinders): the data stack has a hole there, nobody reads it.
         self.push_source(id, node, &mut load, &mut borrow)?;
@@ -302,7 +299,24 @@ impl Planner<'_> {
             self.bytes(up);
             return Ok(());
         }
-        Err(("unsupported-instruction", format!("`{insn}` pops into memory")))
+        // The address of `pop m` counts from the stack pointer after the pop.
+        let mut moved = node.clone();
+        if insn.memory_base() == Register::RSP {
+            moved.insn.set_memory_displacement64(insn.memory_displacement64().wrapping_add(8));
+        }
+        let scratch = self.borrow(id, insn, &[]);
+        let mut store = ok(Instruction::with2(Code::Mov_rm64_r64, encode::window(Register::None, 0), scratch.register))?;
+        super::branch::copy_memory(insn, &mut store);
+        let mut borrow = Borrow::default();
+        self.memory(id, &moved, &mut store, &mut borrow)?;
+        self.keep(scratch, 0)?;
+        let load = ok(encode::load(scratch.register, Register::RSP, K))?;
+        let store = ok(encode::encode(&store))?;
+        self.bytes(load);
+        self.bytes(store);
+        self.give_back(scratch, 0)?;
+        self.bytes(up);
+        Ok(())
     }
 
     /// `leave`, out of a static or a dynamic frame.

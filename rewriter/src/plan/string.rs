@@ -52,7 +52,7 @@ pub fn gate_name(insn: &Instruction) -> Option<String> {
         Mnemonic::Cpuid => return Some("cordon.cpuid".into()),
         Mnemonic::Xgetbv => return Some("cordon.xgetbv".into()),
         Mnemonic::Fldcw => return Some("cordon.fldcw".into()),
-        Mnemonic::Ldmxcsr => return Some("cordon.ldmxcsr".into()),
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => return Some("cordon.ldmxcsr".into()),
         _ => {}
     }
     let (operation, size) = element(insn)?;
@@ -131,6 +131,22 @@ impl Planner<'_> {
         let slot = slot.ok_or_else(|| ("internal", format!("gate `{name}` has no slot")))?;
         self.import_slot(slot, false);
         Ok(())
+    }
+
+    /// `xlat`: al = byte at rbx + al.
+    pub(crate) fn table_byte(&mut self, id: u32, node: &Node) -> Planned<()> {
+        if node.insn.memory_base() != Register::RBX || matches!(node.insn.segment_prefix(), Register::FS | Register::GS) {
+            return Err(("unsupported-instruction", format!("`{}` with a 32-bit pointer or a segment", node.insn)));
+        }
+        self.note("xlat: a load with an index");
+        let scratch = self.borrow(id, &node.insn, &[]);
+        let index = encode::narrow(scratch.register);
+        let mut place = encode::window(Register::RBX, 0);
+        place.index = index;
+        self.keep(scratch, 0)?;
+        self.emit(Instruction::with2(Code::Movzx_r32_rm8, index, Register::AL))?;
+        self.emit(Instruction::with2(Code::Mov_r8_rm8, Register::AL, place))?;
+        self.give_back(scratch, 0)
     }
 
     /// `cpuid`, `xgetbv`, and control-word loads (their operand's window offset goes to the gate in rax).
