@@ -395,10 +395,19 @@ fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sin
         let register = u8::from(modrm >= 0xc0) << 3;
         op.line = group.and_then(|lines| lines.get(usize::from((modrm >> 3) & 7 | register))).unwrap_or(&DENY);
     }
-    match op.line.kind {
-        Kind::Plain => plain(window, op, modrm, sink),
-        _ => special(window, machine, op, modrm, sink),
-    }
+    // The frequent kinds are decided here, the others out of line.
+    let action = match op.line.kind {
+        Kind::Plain => Action::Next,
+        Kind::Push => Action::Push,
+        Kind::Pop => Action::Pop,
+        // With a register operand of number 4, perhaps rsp.
+        Kind::AddImm | Kind::SubImm | Kind::CmpImm if modrm & 0xc7 != 0xc4 => Action::Next,
+        Kind::Jcc | Kind::Jmp | Kind::Call => return special::branch(window, &op),
+        Kind::Lea => return special::lea(window, op, modrm, sink),
+        _ => return special(window, machine, op, modrm, sink),
+    };
+    let insn = plain(window, op, modrm, sink)?;
+    Ok(Insn { action, ..insn })
 }
 
 impl Operands {

@@ -21,38 +21,37 @@ pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, 
         Kind::StrayPrefix => Err(Rule::NotCanonical),
         Kind::StraySegment if op.byte == machine.segment => Err(Rule::NotCanonical),
         Kind::StraySegment => Err(Rule::MemoryForm),
-        Kind::Plain => plain(window, op, modrm, sink),
+        // Decided before.
+        Kind::Plain | Kind::Push | Kind::Pop | Kind::Jcc | Kind::Jmp | Kind::Call | Kind::Lea => Err(Rule::NotListed),
         Kind::Fpu => fpu(window, op, modrm, sink),
         Kind::Nop => no_op(window, op, modrm, sink),
         Kind::LongNop => long_no_op(window, &op),
         Kind::Endbr => endbr(window, machine, &op),
-        Kind::Lea => lea(window, op, modrm, sink),
         Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w() && op.extension.b() == 0 => {
             move_depth(window, op, modrm)
         }
         Kind::AndImm => and_or_table(window, machine, op, modrm, sink),
         Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => limit(window, op.at.wrapping_sub(1), false),
         Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm, sink),
-        Kind::Push => act(plain(window, op, modrm, sink)?, Action::Push),
-        Kind::Pop => act(plain(window, op, modrm, sink)?, Action::Pop),
         Kind::CallMem | Kind::JmpMem => import(window, &op, modrm, sink),
-        Kind::Ret | Kind::Ud2 | Kind::Jcc | Kind::Jmp | Kind::Call if !bare => Err(Rule::NotCanonical),
+        Kind::Ret | Kind::Ud2 if !bare => Err(Rule::NotCanonical),
         Kind::Ret => Ok(control(&op, 0, Action::Ret)),
         Kind::Ud2 => Ok(control(&op, 0, Action::Ud2)),
-        Kind::Jcc | Kind::Jmp | Kind::Call => Ok(branch(window, &op)),
     }
 }
 
-fn act(insn: Insn, action: Action) -> Decoded<Insn> {
-    Ok(Insn { action, ..insn })
-}
-
 /// An instruction without operands that ends `more` bytes after its opcode.
+#[inline(always)]
 fn control(op: &Opcode, more: usize, action: Action) -> Insn {
     Insn { len: op.at.wrapping_add(more), action, features: Features::NONE }
 }
 
-fn branch(window: &Window, op: &Opcode) -> Insn {
+/// A direct branch or call: no prefix at all.
+#[inline(always)]
+pub(super) fn branch(window: &Window, op: &Opcode) -> Decoded<Insn> {
+    if op.prefixes.any() || op.extension.present() {
+        return Err(Rule::NotCanonical);
+    }
     let (rel, more) = match op.line.imm {
         Imm::B1 => (signed_byte(window, op.at), 1),
         _ => (dword(window, op.at).cast_signed(), 4),
@@ -62,7 +61,7 @@ fn branch(window: &Window, op: &Opcode) -> Insn {
         Kind::Call => Action::Call(rel),
         _ => Action::Jmp(rel),
     };
-    control(op, more, action)
+    Ok(control(op, more, action))
 }
 
 fn fpu(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
@@ -159,7 +158,8 @@ fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
 }
 
 /// `lea`: no access, so no segment and no 67. From rsp only with a 32-bit result, or to rsp as a depth change.
-fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+#[inline(always)]
+pub(super) fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if modrm >= 0xc0 {
         return Err(Rule::NotListed);
     }
