@@ -6,10 +6,11 @@ mod oracle;
 
 use cordon_checker::policy::Host;
 use cordon_checker::{Flow, describe};
+use iced_x86::{Decoder, DecoderOptions, Encoder};
 use oracle::{Oracle, Tally};
 
-fn slice(heads: &[heads::Head], step: usize, fill: u8) -> Tally {
-    let mut oracle = Oracle::new(Host::User);
+fn slice(host: Host, heads: &[heads::Head], step: usize, fill: u8) -> Tally {
+    let mut oracle = Oracle::new(host);
     let mut tally = Tally::default();
     for head in heads.iter().step_by(step) {
         let mut one = Tally::default();
@@ -22,16 +23,50 @@ fn slice(heads: &[heads::Head], step: usize, fill: u8) -> Tally {
 #[test]
 fn legacy_encodings_agree_with_iced() {
     // A prime step visits every opcode with many prefixes.
-    let tally = slice(&heads::legacy_heads(), 139, 0x10);
+    let tally = slice(Host::User, &heads::legacy_heads(), 139, 0x10);
     assert!(tally.accepted > 100_000, "{} accepted", tally.accepted);
     assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
 }
 
 #[test]
 fn vex_encodings_agree_with_iced() {
-    let tally = slice(&heads::vex_heads(), 1009, 0x10);
+    let tally = slice(Host::User, &heads::vex_heads(), 1009, 0x10);
     assert!(tally.accepted > 100_000, "{} accepted", tally.accepted);
     assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
+}
+
+#[test]
+fn kernel_encodings_agree_with_iced() {
+    let kernel: Vec<heads::Head> =
+        heads::legacy_heads().into_iter().filter(|head| head.bytes.starts_with(&[0x64, 0x67])).collect();
+    let tally = slice(Host::Kernel, &kernel, 61, 0x10);
+    assert!(tally.accepted > 100_000, "{} accepted", tally.accepted);
+    assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
+}
+
+/// Completeness for the rewriter, which encodes with iced-x86 and sorts the prefixes: what is accepted stays so.
+#[test]
+fn what_iced_encodes_is_accepted() {
+    let rank = |byte: &u8| [0x65, 0x67, 0xf0, 0x66].iter().position(|prefix| prefix == byte).unwrap_or(9);
+    let mut encoded = 0;
+    for head in heads::legacy_heads().iter().step_by(7).chain(heads::vex_heads().iter().step_by(53)) {
+        for modrm in [0x01, 0x0a, 0x44, 0x84, 0xc1, 0xc6, 0xd9, 0xe8, 0xf2] {
+            let mut bytes = [head.as_slice(), &[modrm, 0x11]].concat();
+            bytes.resize(24, 0x10);
+            if describe(&bytes, Host::User).is_err() {
+                continue;
+            }
+            let instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            let mut encoder = Encoder::new(64);
+            encoder.encode(&instruction, 0).expect("iced encodes what it decoded");
+            let mut again = encoder.take_buffer();
+            let prefixes = again.iter().take_while(|&byte| rank(byte) < 9 || matches!(byte, 0xf2 | 0xf3)).count();
+            again[..prefixes].sort_by_key(rank);
+            assert!(describe(&again, Host::User).is_ok(), "{} became {}", oracle::hex(&bytes), oracle::hex(&again));
+            encoded += 1;
+        }
+    }
+    assert!(encoded > 5_000, "{encoded} encoded");
 }
 
 /// Completeness: what is accepted with one addressing form is accepted with all others.

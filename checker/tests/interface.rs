@@ -1,6 +1,6 @@
 //! What callers rely on: layout validation, scratch, summary, instruction starts, the note.
 
-use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, Slot, SubTable, USER_TABLE};
+use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
     Features, LayoutError, Policy, Rule, State, check, describe, is_start, policy::Host, sample, starts, state_at,
@@ -195,4 +195,58 @@ fn every_rule_has_its_number_and_text() {
 fn describe_reports_truncation() {
     assert_eq!(describe(&[0xb8, 0, 0], Host::User), Err(Rule::Truncated));
     assert_eq!(describe(&[], Host::User).map(|d| d.len), Err(Rule::Truncated));
+}
+
+/// `pushes` pushes, `adds` times `add $8,%rsp`, then pops back to depth 0 and `ret`.
+fn tower(pushes: usize, adds: usize) -> Vec<u8> {
+    let mut text = vec![0x50; pushes];
+    text.extend([0x48, 0x83, 0xc4, 8].repeat(adds));
+    text.extend(vec![0x58; pushes - adds]);
+    text.push(0xc3);
+    text
+}
+
+#[test]
+fn slots_beyond_the_tracked_ones_count_as_unwritten() {
+    let slots = SET_SLOTS as usize;
+    let judge =
+        |text: &[u8]| sample::judge(text, &Policy::USER, &sample::user()).map(|s| s.max_depth).map_err(|r| (r.offset, r.rule));
+    assert_eq!(judge(&tower(slots, 0)), Ok(8 * SET_SLOTS));
+    assert_eq!(judge(&tower(slots + 1, 0)), Err((SET_SLOTS + 1, Rule::PopUnwritten)));
+    assert_eq!(judge(&tower(slots + 1, 1)), Ok(8 * SET_SLOTS + 8));
+}
+
+#[test]
+fn the_greatest_depth_fits_the_state() {
+    let policy = Policy { max_depth: DEPTH_LIMIT, ..Policy::USER };
+    let spec = NoteSpec { max_depth: DEPTH_LIMIT, ..sample::user() };
+    // sub $DEPTH_LIMIT,%rsp; [push %rax; pop %rax;] add $DEPTH_LIMIT,%rsp; ret
+    let [low, mid, high, top] = DEPTH_LIMIT.to_le_bytes();
+    let text = |middle: &[u8]| {
+        [&[0x48, 0x81, 0xec, low, mid, high, top][..], middle, &[0x48, 0x81, 0xc4, low, mid, high, top, 0xc3]].concat()
+    };
+    assert_eq!(sample::judge(&text(&[]), &policy, &spec).map(|s| s.max_depth), Ok(DEPTH_LIMIT));
+    let deeper = sample::judge(&text(&[0x50, 0x58]), &policy, &spec).map_err(|r| (r.offset, r.rule));
+    assert_eq!(deeper, Err((7, Rule::DepthRange)));
+}
+
+#[test]
+fn many_sub_tables_are_found_by_their_displacement() {
+    let mut spec = sample::user();
+    spec.table_end = USER_TABLE + 0x1_0000;
+    spec.regions[0] = Region { start: 0x2_0000, end: 0x3_0000, kind: RegionKind::Data };
+    spec.sub_tables = (0..1000).map(|i| sub(USER_TABLE + 0x80 + 16 * i, 1)).collect();
+    let jump = |disp: i32| {
+        // and $8,%eax; jmp *%gs:disp(%rax)
+        let mut text = vec![0x83, 0xe0, 0x08, 0x65, 0xff, 0xa0];
+        text.extend(disp.to_le_bytes());
+        sample::judge(&text, &Policy::USER, &spec).map(|_| ()).map_err(|r| r.rule)
+    };
+    for index in 0..1000 {
+        let base = USER_TABLE + 0x80 + 16 * index;
+        assert_eq!(jump(base), Ok(()));
+        assert_eq!(jump(base + 8), Err(Rule::Table));
+    }
+    assert_eq!(jump(USER_TABLE + 0x80 + 16 * 1000), Err(Rule::Table));
+    assert_eq!(jump(USER_TABLE), Err(Rule::Table));
 }

@@ -7,11 +7,13 @@ use crate::oracle::{Oracle, Tally};
 pub struct Head {
     pub bytes: [u8; 10],
     pub len: usize,
+    /// Try all SIB bytes, not only those close to the form without base and index.
+    pub all_sibs: bool,
 }
 
 impl Head {
-    fn new(parts: &[&[u8]]) -> Head {
-        let mut head = Head { bytes: [0; 10], len: 0 };
+    fn new(all_sibs: bool, parts: &[&[u8]]) -> Head {
+        let mut head = Head { bytes: [0; 10], len: 0, all_sibs };
         for &byte in parts.iter().copied().flatten() {
             head.bytes[head.len] = byte;
             head.len += 1;
@@ -37,7 +39,7 @@ pub fn legacy_heads() -> Vec<Head> {
                         for rex in &rexes {
                             for map in [&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]] {
                                 for opcode in 0..=255 {
-                                    heads.push(Head::new(&[&segment, &short, &lock, &opsize, &rep, rex, map, &[opcode]]));
+                                    heads.push(Head::new(true, &[&segment, &short, &lock, &opsize, &rep, rex, map, &[opcode]]));
                                 }
                             }
                         }
@@ -53,12 +55,14 @@ pub fn legacy_heads() -> Vec<Head> {
 pub fn vex_heads() -> Vec<Head> {
     let mut heads = Vec::new();
     for prefix in [&[0x65, 0x67][..], &[], &[0x65]] {
+        // VEX has no instruction like `lea`, so only these two prefixes admit any base or index.
+        let window = prefix.len() == 2;
         for opcode in 0..=255 {
             for fields in 0..=255 {
-                heads.push(Head::new(&[prefix, &[0xc5, fields, opcode]]));
+                heads.push(Head::new(window, &[prefix, &[0xc5, fields, opcode]]));
                 for extensions in 0..8 {
                     for map in 1..=3 {
-                        heads.push(Head::new(&[prefix, &[0xc4, extensions << 5 | map, fields, opcode]]));
+                        heads.push(Head::new(window, &[prefix, &[0xc4, extensions << 5 | map, fields, opcode]]));
                     }
                 }
             }
@@ -74,9 +78,8 @@ pub fn sweep(oracle: &mut Oracle, head: &Head, fill: u8, tally: &mut Tally) {
     for modrm in 0..=255_u8 {
         bytes[head.len] = modrm;
         if modrm < 0xc0 && modrm & 7 == 4 {
-            // Without segment and 67 only the form with neither base nor index can be accepted; try what is close to it.
             let close = |sib: &u8| sib & 7 == 5 || sib & 0x38 == 0x20;
-            for sib in (0..=255_u8).filter(|sib| head.bytes.starts_with(&[0x65, 0x67]) || close(sib)) {
+            for sib in (0..=255_u8).filter(|sib| head.all_sibs || close(sib)) {
                 bytes[head.len + 1] = sib;
                 oracle.compare(&bytes, tally);
             }
