@@ -320,6 +320,10 @@ impl<'a> Discovery<'a> {
         insn: &Instruction,
         state: &mut State,
     ) -> Result<Flow, (&'static str, String)> {
+        let far = insn.is_call_far_indirect() || insn.is_jmp_far_indirect() || insn.is_call_far() || insn.is_jmp_far();
+        if far || (insn.flow_control() == FlowControl::Return && insn.mnemonic() != Mnemonic::Ret) {
+            return Err(("privileged-instruction", format!("`{insn}` is not for handlers")));
+        }
         match insn.flow_control() {
             FlowControl::Next => self.straight(id, key, next, insn, state),
             FlowControl::UnconditionalBranch => Ok(match self.direct(key, insn, state)? {
@@ -487,6 +491,9 @@ impl<'a> Discovery<'a> {
         if let Value::Code(set) = value {
             return Ok(Flow::Switch(Some(set)));
         }
+        if value == Value::Computed {
+            return Err(("unresolved-jump", format!("`{insn}` through a computed address: its table was not found")));
+        }
         if state.depth != 0 || state.dynamic {
             return if self.labels.is_empty() {
                 Err(("unresolved-jump", format!("`{insn}` with {} bytes on the stack: its table was not found", state.depth)))
@@ -495,9 +502,6 @@ impl<'a> Discovery<'a> {
             };
         }
         let loose = self.labels.iter().any(|&l| !self.tables.iter().any(|t| t.entries.iter().any(|(_, to)| to.offset == l)));
-        if value == Value::Computed {
-            return Err(("unresolved-jump", format!("`{insn}` through a computed address: its table was not found")));
-        }
         // A tail call or a computed goto: the table for it has functions and labels.
         Ok(if loose { Flow::Switch(None) } else { Flow::TailIndirect })
     }
