@@ -84,6 +84,9 @@ fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Result<(i64, us
         if range { Ok((value, width)) } else { Err(("address-range", format!("{value:#x} does not fit 4 bytes"))) }
     };
     let code = exact_target(env.program, reloc).is_some_and(|(s, _)| env.program.section(s).kind == SectionKind::Text);
+    if code {
+        no_lost_table(env, id, reloc)?;
+    }
     match reloc.kind {
         elf::R_X86_64_64 => Ok((symbol(env, reloc)?, 8)),
         elf::R_X86_64_32 | elf::R_X86_64_32S => fits(symbol(env, reloc)?, 4),
@@ -95,6 +98,33 @@ fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Result<(i64, us
         elf::R_X86_64_DTPOFF64 => Ok((symbol(env, reloc)? - i64::from(env.space.tls_start), 8)),
         elf::R_X86_64_SIZE64 => Ok((env.program.symbol(reloc.symbol).size.cast_signed().wrapping_add(reloc.addend), 8)),
         kind => Err(("unsupported-relocation", format!("relocation type {kind} in data"))),
+    }
+}
+
+/// A reference to the inside of a function that is reached must be one that some jump of it was seen to use.
+fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), (&'static str, String)> {
+    let Some((section, offset)) = exact_target(env.program, reloc) else { return Ok(()) };
+    let relative = matches!(reloc.kind, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32);
+    let at = CodeRef { section, offset };
+    if env.space.function_slots.contains_key(&at) && !relative {
+        return Ok(());
+    }
+    // A relative entry's target depends on where its table starts, which only the jump knows: the function around it is what can be told.
+    let around = |body: &&crate::body::Body| {
+        let range = env.functions.containing(body.entry);
+        range.is_some_and(|r| body.entry.section == section && r.start <= offset && offset < r.end)
+    };
+    let owner = env.chosen.bodies.iter().position(|b| around(&b));
+    match owner {
+        Some(index) if relative || env.space.label_value(index, at).is_none() => {
+            let name = &env.chosen.bodies[index].name;
+            let section = &env.program.section(id).name;
+            Err((
+                "unrecognized-code-reference",
+                format!("`{section}` refers into `{name}`, but no jump of it was seen to use that"),
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

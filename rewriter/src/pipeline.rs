@@ -30,7 +30,7 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let chosen = select::select(&program, &functions, entries, &options.imports)?;
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
-    let env = Env { program: &program, chosen: &chosen, space: &space, bodies: &bodies };
+    let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
     let plans = plans(env)?;
     let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;

@@ -28,7 +28,7 @@ pub struct Group {
     pub tables: u64,
     /// A jump of unknown origin uses it: it has the body's labels.
     pub labels: bool,
-    /// Slots in front of the targets: the main table's functions, where a jump may be a tail call or a computed goto.
+    /// Slots in front of the targets: the trap, or the main table's functions where a jump may be a tail call or a computed goto.
     pub first: u32,
     /// Targets in slot order, from slot `first` on.
     pub targets: Vec<CodeRef>,
@@ -269,7 +269,8 @@ fn groups(body: &Body, slots: u32) -> Vec<Group> {
             targets.extend(body.labels.iter().map(|&offset| CodeRef { section: body.entry.section, offset }));
         }
         let bases = uses.iter().filter(|(s, l, _)| s & tables != 0 || (*l && labels)).map(|(_, _, c)| (*c, 0)).collect();
-        let first = if labels && mixed { slots } else { 0 };
+        // Slot 0 stays the trap, so that an entry nobody filled in cannot go anywhere.
+        let first = if labels && mixed { slots } else { 1 };
         let bits = (first as usize + targets.len()).next_power_of_two().trailing_zeros();
         made.push(Group { tables, labels, first, targets: targets.into_iter().collect(), bits, bases });
     }

@@ -75,7 +75,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
         return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
     }
     let file = read_file(&args.image)?;
-    let image = Image::from_bytes(&file, &LoadOptions::default()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let image = Image::from_bytes(&file, &load_options()).map_err(|e| load_failure(&args.image, &file, &e))?;
     let name = entry_name(args, &image)?;
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
@@ -156,8 +156,13 @@ fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
     Report { text, json }
 }
 
+/// The command's own terms: it does not use the segment register gs itself, which saves restoring it.
+pub fn load_options() -> LoadOptions {
+    LoadOptions { host_uses_gs: false, ..LoadOptions::default() }
+}
+
 /// Why an image was not loaded or got no window.
-fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
+pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
     let one = |exit, code: &str, message: String| Failure::one(exit, Problem::with_file(path, code, message));
     match error {
         Error::Rejected(reject) => match check::parts(path, file) {

@@ -10,7 +10,7 @@ pub use string::gate_name;
 
 use crate::body::{Body, Flow, Node};
 use crate::diag::Diagnostic;
-use crate::functions::CodeRef;
+use crate::functions::{CodeRef, Functions};
 use crate::liveness::Liveness;
 use crate::program::Program;
 use crate::select::Selection;
@@ -63,6 +63,7 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub struct Env<'a> {
     pub program: &'a Program,
+    pub functions: &'a Functions,
     pub chosen: &'a Selection,
     pub space: &'a Space,
     pub bodies: &'a HashMap<CodeRef, usize>,

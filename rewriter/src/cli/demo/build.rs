@@ -2,6 +2,7 @@
 
 use super::broken;
 use crate::cli::outcome::Failure;
+use crate::cli::run::{load_failure, load_options};
 use anyhow::Context as _;
 use cordon_fixtures::catalog::{self, Fixture};
 use cordon_fixtures::compile::{Builder, USUAL};
@@ -23,6 +24,7 @@ pub struct Workshop {
 /// A fixture in both forms.
 #[derive(Debug)]
 pub struct Built {
+    name: &'static str,
     pub native: NativeRunner,
     /// The image file.
     pub file: Vec<u8>,
@@ -42,10 +44,14 @@ impl Workshop {
         let fixture = catalog::find(name).with_context(|| format!("no fixture {name}")).map_err(broken)?;
         let files = self.files(fixture).map_err(broken)?;
         let native = NativeRunner::link(&self.builder, &files).map_err(broken)?;
-        let inputs: Vec<Input> = files.iter().map(|path| input(path)).collect::<anyhow::Result<_>>().map_err(broken)?;
+        let mut inputs: Vec<Input> = files.iter().map(|path| input(path)).collect::<anyhow::Result<_>>().map_err(broken)?;
+        if let Some(own) = inputs.first_mut() {
+            // Reports are easier to read without the workshop's file names.
+            own.name = format!("{name}.o");
+        }
         let rewritten = rewrite(&inputs, &Options::default())?;
-        let image = Image::from_bytes(&rewritten.image, &LoadOptions::default()).map_err(|e| broken(e.into()))?;
-        Ok(Built { native, file: rewritten.image, image, stats: rewritten.stats })
+        let image = load(name, &rewritten.image, &load_options())?;
+        Ok(Built { name: fixture.name, native, file: rewritten.image, image, stats: rewritten.stats })
     }
 
     fn files(&self, fixture: &Fixture) -> anyhow::Result<Vec<PathBuf>> {
@@ -61,10 +67,13 @@ fn input(path: &Path) -> anyhow::Result<Input> {
     Ok(Input { name, bytes: std::fs::read(path).with_context(|| path.display().to_string())? })
 }
 
+fn load(name: &str, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Failure> {
+    Image::from_bytes(file, options).map_err(|e| load_failure(Path::new(name), file, &e))
+}
+
 impl Built {
     /// The same image, loaded so that its window can be at address 0 and leave the place to the next one: a sealed page stays for good.
     pub fn unsealed(&self) -> Result<Arc<Image>, Failure> {
-        let options = LoadOptions { seal: false, ..LoadOptions::default() };
-        Image::from_bytes(&self.file, &options).map_err(|e| broken(e.into()))
+        load(self.name, &self.file, &LoadOptions { seal: false, ..load_options() })
     }
 }
