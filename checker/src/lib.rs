@@ -2,6 +2,22 @@
 //!
 //! `no_std`, no allocation, no unsafe code, no dependency, no recursion. See `SPEC.md` for the property and the numbered rules,
 //! `AUDIT.md` for how to read this crate in one sitting.
+//!
+//! ```
+//! use cordon_checker::{Policy, Reject, Rule, Summary, check, note::Note, scratch_len};
+//!
+//! fn judge(text: &[u8], note: &[u8]) -> Result<Summary, Reject> {
+//!     let note = Note::parse(note).expect("a note");
+//!     note.validate(&Policy::USER).expect("for this host");
+//!     let mut scratch = vec![0; scratch_len(text.len())];
+//!     check(text, &Policy::USER, &note.layout, &mut scratch)
+//! }
+//! # let note = cordon_checker::sample::user().to_bytes();
+//! // push %rbx; pop %rbx; ret
+//! assert_eq!(judge(&[0x53, 0x5b, 0xc3], &note).map(|s| s.max_depth), Ok(8));
+//! // pop %rbx would read the return address.
+//! assert_eq!(judge(&[0x5b, 0xc3], &note), Err(Reject { offset: 0, rule: Rule::PopUnwritten }));
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(
