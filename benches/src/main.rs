@@ -8,7 +8,7 @@ mod report;
 mod stats;
 mod subject;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -28,9 +28,9 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Overhead {
-    /// Measure only this fixture (repeatable)
+    /// Measure only this fixture, or `zlib-deflate`, `zlib-inflate` (repeatable)
     #[arg(long, value_name = "NAME")]
-    fixture: Vec<String>,
+    program: Vec<String>,
     /// Interleaved rounds; each times every code layout on both sides
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -50,14 +50,19 @@ fn main() -> Result<()> {
 
 fn overhead(args: &Overhead) -> Result<()> {
     let workshop = subject::Workshop::new()?;
-    let mut rows = Vec::new();
-    for program in subject::programs(&args.fixture)? {
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for program in subject::programs(&workshop, &args.program)? {
         eprintln!("measuring {}", program.name);
-        rows.push(measure::row(&workshop, &program, args.rounds).with_context(|| program.name)?);
+        match measure::row(&workshop, &program, args.rounds) {
+            Ok(row) => rows.push(row),
+            Err(error) => failures.push(format!("{}: {error:#}", program.name)),
+        }
     }
     let setting = report::Setting { cpu: subject::cpu(), compiler: workshop.compiler()?, rounds: args.rounds };
     let table = report::markdown(&setting, &rows);
     println!("{table}");
+    // A table that lacks a program is not for the README.
+    ensure!(failures.is_empty(), "not measured:\n{}", failures.join("\n"));
     if let Some(path) = &args.update {
         report::update(path, "overhead", &table)?;
     }

@@ -5,6 +5,9 @@ use cordon_fixtures::catalog::{self, Fixture, Language};
 use cordon_fixtures::compile::{Builder, USUAL, run_tool};
 use cordon_fixtures::native::NativeRunner;
 use cordon_fixtures::script::{Call, Expect};
+use cordon_fixtures::window::WindowRunner;
+use cordon_fixtures::workload::mixed_data;
+use cordon_fixtures::zlib;
 use cordon_loader::{Image, LoadOptions};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, Stats, rewrite};
@@ -14,7 +17,12 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 /// Fixtures whose scripts are about faults or time limits, not about speed.
-const NOT_TIMED: &[&str] = &["faults", "loops", "remote"];
+const NOT_TIMED: &[&str] = &["faults", "loops", "remote", ZLIB];
+/// The fixture around Debian's libz.a; its programs are recorded, not scripted.
+const ZLIB: &str = "zlib_driver";
+/// Bytes that zlib is given in one pass, and its level.
+const ZLIB_BYTES: usize = 8 << 20;
+const ZLIB_LEVEL: u64 = 6;
 /// Factor on the length of the scripts: a pass takes a millisecond or more.
 const SCALE: usize = 8;
 
@@ -55,23 +63,37 @@ pub struct Subject {
     pub stats: Stats,
 }
 
-/// The programs called `names`, or all.
+/// Every program, or those whose names are in `names`.
 ///
 /// # Errors
-/// If there is no such fixture.
-pub fn programs(names: &[String]) -> Result<Vec<Program>> {
-    if let Some(unknown) = names.iter().find(|n| catalog::find(n).is_none()) {
-        bail!("no fixture {unknown}");
-    }
-    let wanted = |f: &&Fixture| match names {
-        [] => f.language == Language::C && !NOT_TIMED.contains(&f.name),
-        names => names.iter().any(|n| n == f.name),
-    };
+/// If one of the names is no program, or zlib's cannot be built.
+pub fn programs(workshop: &Workshop, names: &[String]) -> Result<Vec<Program>> {
     let program = |fixture: &'static Fixture| {
         let calls = (fixture.script)(SCALE).into_iter().filter(|c| matches!(c.expect, Expect::Same | Expect::Known(_)));
         Program { name: fixture.name, fixture, calls: calls.collect() }
     };
-    Ok(catalog::HANDLERS.iter().filter(wanted).map(program).collect())
+    let timed = |f: &&Fixture| f.language == Language::C && !NOT_TIMED.contains(&f.name);
+    let mut all: Vec<Program> = catalog::HANDLERS.iter().filter(timed).map(program).collect();
+    all.extend(zlib_programs(workshop)?);
+    if let Some(unknown) = names.iter().find(|n| all.iter().all(|p| p.name != **n)) {
+        let known: Vec<&str> = all.iter().map(|p| p.name).collect();
+        bail!("no program {unknown}; there are: {}", known.join(", "));
+    }
+    all.retain(|p| names.is_empty() || names.iter().any(|n| n == p.name));
+    Ok(all)
+}
+
+/// Deflate and inflate, as calls recorded in a window.
+fn zlib_programs(workshop: &Workshop) -> Result<[Program; 2]> {
+    let fixture = catalog::find(ZLIB).context("the fixture is in the catalogue")?;
+    let driver = Program { name: ZLIB, fixture, calls: Vec::new() };
+    let mut runner = WindowRunner::new(&workshop.subject(&driver, 0, None)?.image, false)?;
+    let packed = zlib::deflate(&mut runner, &mixed_data(1, ZLIB_BYTES), ZLIB_LEVEL)?;
+    let restored = zlib::inflate(&mut runner, &packed.output)?;
+    Ok([
+        Program { name: "zlib-deflate", fixture, calls: packed.calls },
+        Program { name: "zlib-inflate", fixture, calls: restored.calls },
+    ])
 }
 
 /// A folder to compile in.
@@ -117,8 +139,9 @@ impl Workshop {
             Ok(Input { name: path.display().to_string(), bytes })
         });
         let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, &Options::default())?;
-        // A sealed fast window would keep address 0 for good.
-        let image = Image::from_bytes(&rewritten.image, &LoadOptions { seal: false, ..LoadOptions::default() })?;
+        // A sealed fast window would keep address 0 for good; this process does not use gs itself.
+        let options = LoadOptions { seal: false, host_uses_gs: false, ..LoadOptions::default() };
+        let image = Image::from_bytes(&rewritten.image, &options)?;
         Ok(Subject { padding, native, image, stats: rewritten.stats })
     }
 }
