@@ -1,6 +1,6 @@
 //! Prints what an empty call costs, with and without restoring the segment base.
 //!
-//! Usage: call_cost IMAGE ENTRY
+//! Usage: call_cost IMAGE ENTRY. The import `nothing` is offered, so that an entry can show what host calls cost.
 
 use cordon_loader::{Image, Imports, LoadOptions, Window};
 use std::time::Instant;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bytes = std::fs::read(file)?;
     for host_uses_gs in [true, false] {
         let image = Image::from_bytes(&bytes, &LoadOptions { host_uses_gs, seal: false, ..LoadOptions::default() })?;
-        let imports = Imports::new().missing_as_trap();
+        let imports = Imports::new().function("nothing", |_, _| 0).missing_as_trap();
         let entry = image.entry(&entry).ok_or("no such entry")?;
         let kept = if host_uses_gs { "restored" } else { "kept" };
         measure(&format!("window, gs {kept}"), &mut Window::new(&image, &imports)?, entry)?;

@@ -1,7 +1,7 @@
 //! Built-in gates against the instructions and functions that they stand for.
 
 use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END};
-use cordon_loader::{Arg, BUILT_IN_GATES, Error, FaultAccess, FaultKind, Window};
+use cordon_loader::{Arg, BUILT_IN_GATES, Error, FaultAccess, FaultKind, Imports, Window};
 use std::arch::asm;
 
 /// A small generator, so that failures repeat (splitmix64).
@@ -227,6 +227,9 @@ fn string_gates_refuse_bad_ranges() {
             let (kind, address, _) = run(0xffff_ffff, good, 2);
             assert_eq!((kind, address), (FaultKind::Unmapped, Some(0xffff_ffff)), "{name}");
         }
+        if name.contains("movs") {
+            assert_eq!(run(good, 0xffff_ffff, 2), (FaultKind::GateRange, Some(0xffff_ffff), None), "{name}");
+        }
         if reads_source {
             assert_eq!(run(good, 0x100, 1), (FaultKind::NullZone, Some(0x100), read), "{name}");
         }
@@ -437,4 +440,28 @@ fn cpuid_gate_tells_features_and_nothing_of_the_machine() {
 
 fn word(text: &str) -> u64 {
     text.bytes().rev().fold(0, |w, b| w << 8 | u64::from(b))
+}
+
+/// The page protection of the table is only the second line: with it gone, gates and host copies still refuse (design-review G1).
+#[test]
+fn the_table_is_refused_by_range_not_by_its_protection() {
+    let names = ["memcpy", "memset", "cordon.rep_movs8", "cordon.rep_stos1", "host"];
+    let imports = Imports::new().function("host", |call, [at, ..]| u64::from(call.write(at, &[0; 8]).is_ok()));
+    let builder = Builder::new(&state_text(names.len())).imports(&names).data(&[0; 128]);
+    let mut gates = Gates { window: builder.window_with(&imports), names: names.to_vec() };
+    let table = gates.window.bytes(HEAP, 1).expect("heap").as_ptr() as u64 - u64::from(HEAP - 0x1_0000);
+    // SAFETY: the table page of our own window, not sealed.
+    assert_eq!(unsafe { libc::mprotect(table as *mut _, 4096, libc::PROT_READ | libc::PROT_WRITE) }, 0);
+    // SAFETY: the page is readable.
+    let words = || unsafe { *(table as *const [u64; 512]) };
+    let before = words();
+    for at in [0x1_0000, 0x1_0008, u64::from(TABLE_END) - 8] {
+        let mut state = [0; 16];
+        (state[RDI], state[RSI], state[RCX], state[RDX]) = (at, HEAP.into(), 8, 8);
+        for name in &names[..4] {
+            assert_eq!(fault(gates.run(name, &state)), (FaultKind::Table, Some(at as u32), None), "{name}");
+        }
+        assert_eq!(gates.run("host", &state).expect("returns")[RAX], 0);
+    }
+    assert_eq!(words(), before);
 }
