@@ -58,7 +58,8 @@ fn overhead(args: &Overhead) -> Result<()> {
             Err(error) => failures.push(format!("{}: {error:#}", program.name)),
         }
     }
-    let setting = report::Setting { cpu: subject::cpu(), compiler: workshop.compiler()?, rounds: args.rounds };
+    let entry = measure::row(&workshop, &subject::empty_call()?, args.rounds)?;
+    let setting = report::Setting { cpu: subject::cpu(), compiler: workshop.compiler()?, rounds: args.rounds, entry };
     let table = report::markdown(&setting, &rows);
     println!("{table}");
     // A table that lacks a program is not for the README.

@@ -53,7 +53,7 @@ pub fn row(workshop: &Workshop, program: &Program, rounds: u32) -> Result<Row> {
     };
     let layouts = subjects.iter().zip(&times).map(layout).collect::<Result<_>>()?;
     let stats = subjects.first().context("no code layout")?.stats;
-    Ok(Row { name: program.name.into(), layouts, text_in: stats.text_in, text_out: stats.text_out })
+    Ok(Row { name: program.name.into(), layouts, calls: program.calls.len(), text_in: stats.text_in, text_out: stats.text_out })
 }
 
 fn window(program: &Program, subject: &Subject, fast: bool) -> Result<impl Iterator<Item = u64> + use<>> {

@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 /// Fixtures whose scripts are about faults or time limits, not about speed.
 const NOT_TIMED: &[&str] = &["faults", "loops", "remote", ZLIB];
+/// Calls of one pass of [`empty_call`].
+const EMPTY_CALLS: usize = 100_000;
 /// The fixture around Debian's libz.a; its programs are recorded, not scripted.
 const ZLIB: &str = "zlib_driver";
 /// Bytes that zlib is given in one pass, and its level.
@@ -81,6 +83,15 @@ pub fn programs(workshop: &Workshop, names: &[String]) -> Result<Vec<Program>> {
     }
     all.retain(|p| names.is_empty() || names.iter().any(|n| n == p.name));
     Ok(all)
+}
+
+/// A filter without a packet: it returns after one comparison.
+///
+/// # Errors
+/// If the catalogue has no filters.
+pub fn empty_call() -> Result<Program> {
+    let fixture = catalog::find("filters").context("the fixture is in the catalogue")?;
+    Ok(Program { name: "empty-call", fixture, calls: vec![Call::new("filt_ip"); EMPTY_CALLS] })
 }
 
 /// Deflate and inflate, as calls recorded in a window.
