@@ -9,7 +9,7 @@ use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{Table, TableId};
 use crate::transfer;
 use crate::values::{State, Value};
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use std::collections::{BTreeSet, HashMap};
 
 /// Which copy of an instruction this is.
@@ -19,6 +19,9 @@ pub struct Context {
     pub padding: u16,
     /// After `alloca`.
     pub dynamic: bool,
+    /// A copy of an instruction that sets rsp whatever it was, for arrivals with this depth instead of the usual one (clang leaves stack arguments
+    /// to such an epilogue); 0 = the usual one.
+    pub deeper: i32,
 }
 
 /// An instruction in a body: the place and the copy.
@@ -130,6 +133,8 @@ pub fn switch_targets(tables: &[Table], labels: &[u64], entry: CodeRef, through:
 
 /// Largest alignment of rsp that is turned into copies of the code.
 const MAX_ALIGN: i64 = 128;
+/// Instructions between a join of two depths and the one that sets rsp.
+const MAX_EPILOGUE: usize = 16;
 /// Nodes beyond which a function is refused rather than analysed.
 const MAX_NODES: usize = 4_000_000;
 
@@ -157,6 +162,9 @@ pub(crate) struct Discovery<'a> {
     nodes: Vec<Node>,
     index: HashMap<Key, u32>,
     work: BTreeSet<u32>,
+    /// Indirect jumps at depth 0 that are judged when nothing else is left.
+    deferred: BTreeSet<u32>,
+    all_tables_known: bool,
     problems: Vec<Diagnostic>,
 }
 
@@ -174,6 +182,8 @@ impl<'a> Discovery<'a> {
             nodes: Vec::new(),
             index: HashMap::new(),
             work: BTreeSet::new(),
+            deferred: BTreeSet::new(),
+            all_tables_known: false,
             problems: Vec::new(),
         }
     }
@@ -181,7 +191,16 @@ impl<'a> Discovery<'a> {
     fn run(mut self) -> Result<Body, Vec<Diagnostic>> {
         let start = Key { context: Context::default(), at: self.entry };
         self.arrive(start, &State::entry(), None);
-        while let Some(id) = self.work.pop_first() {
+        loop {
+            let Some(id) = self.work.pop_first() else {
+                // Only now all tables are known, and with them which labels only a computed goto can reach.
+                if self.deferred.is_empty() || self.all_tables_known {
+                    break;
+                }
+                self.all_tables_known = true;
+                self.work.append(&mut self.deferred);
+                continue;
+            };
             self.step(id);
             if self.problems.len() > 20 || self.nodes.len() > MAX_NODES {
                 break;
@@ -271,11 +290,12 @@ impl<'a> Discovery<'a> {
 
     fn step(&mut self, id: u32) {
         let Node { key, insn, state, .. } = self.nodes[id as usize].clone();
-        let next =
-            Key { context: key.context, at: CodeRef { section: key.at.section, offset: key.at.offset + insn.len() as u64 } };
+        let deeper = if transfer::resets_rsp(&insn) { 0 } else { key.context.deeper };
+        let context = Context { deeper, ..key.context };
+        let next = Key { context, at: CodeRef { section: key.at.section, offset: key.at.offset + insn.len() as u64 } };
         let mut after = state.clone();
         let flow = match self.flow(id, key, next, &insn, &mut after) {
-            Ok(flow) => flow,
+            Ok(flow) => self.redirect(flow, &after),
             Err((code, message)) => {
                 self.problem(key.at, code, message);
                 return;
@@ -283,6 +303,41 @@ impl<'a> Discovery<'a> {
         };
         self.propagate(key, &flow, &after);
         self.nodes[id as usize].flow = flow;
+    }
+
+    /// Sends arrivals at another depth than the usual one to their own copy of an instruction that resets rsp.
+    fn redirect(&self, flow: Flow, after: &State) -> Flow {
+        let to = |key: Key| match self.index.get(&key).map(|&id| &self.nodes[id as usize]) {
+            Some(known) if known.state.depth != after.depth && self.leads_to_reset(known.key.at) => {
+                Key { context: Context { deeper: after.depth, ..key.context }, ..key }
+            }
+            _ => key,
+        };
+        match flow {
+            Flow::Next(key) => Flow::Next(to(key)),
+            Flow::Jump(key) => Flow::Jump(to(key)),
+            Flow::Branch(a, b) => Flow::Branch(to(a), to(b)),
+            Flow::Call(out, Some(key)) => Flow::Call(out, Some(to(key))),
+            Flow::CallIndirect(key) => Flow::CallIndirect(to(key)),
+            other => other,
+        }
+    }
+
+    /// Whether rsp is set anew within a few instructions that do not use it.
+    fn leads_to_reset(&self, mut at: CodeRef) -> bool {
+        let mut factory = InstructionInfoFactory::new();
+        for _ in 0..MAX_EPILOGUE {
+            let insn = decode(self.program, at);
+            if transfer::resets_rsp(&insn) {
+                return true;
+            }
+            let uses_rsp = factory.info(&insn).used_registers().iter().any(|u| u.register().full_register() == Register::RSP);
+            if insn.code() == Code::INVALID || insn.flow_control() != FlowControl::Next || uses_rsp {
+                return false;
+            }
+            at.offset += insn.len() as u64;
+        }
+        false
     }
 
     fn propagate(&mut self, key: Key, flow: &Flow, after: &State) {
@@ -342,7 +397,7 @@ impl<'a> Discovery<'a> {
                 transfer::clobber_by_call(state, u16::MAX);
                 Ok(Flow::CallIndirect(next))
             }
-            FlowControl::IndirectBranch => self.indirect(key, insn, state),
+            FlowControl::IndirectBranch => self.indirect(id, key, insn, state),
             FlowControl::Return => {
                 let pops = insn.code() == Code::Retnq_imm16 && insn.immediate16() == self.functions.pops(self.entry);
                 if insn.code() != Code::Retnq && !pops {
@@ -378,7 +433,7 @@ impl<'a> Discovery<'a> {
             return Ok(Flow::Next(Key { context: key.context, at: after }));
         }
         transfer::apply(self, id, key, insn, state)?;
-        let context = Context { dynamic: state.dynamic, ..key.context };
+        let context = Context { dynamic: state.dynamic, ..next.context };
         self.checked_next(Key { context, ..next }, state).map(Flow::Next)
     }
 
@@ -473,7 +528,7 @@ impl<'a> Discovery<'a> {
         Ok(())
     }
 
-    fn indirect(&mut self, key: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
+    fn indirect(&mut self, id: u32, key: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
         if let Some(out) = self.through_got(key, insn) {
             if state.depth != 0 || state.dynamic {
                 return Err((
@@ -502,6 +557,10 @@ impl<'a> Discovery<'a> {
             };
         }
         let loose = self.labels.iter().any(|&l| !self.tables.iter().any(|t| t.entries.iter().any(|(_, to)| to.offset == l)));
+        if loose && !self.all_tables_known {
+            self.deferred.insert(id);
+            return Ok(Flow::TailIndirect);
+        }
         // A tail call or a computed goto: the table for it has functions and labels.
         Ok(if loose { Flow::Switch(None) } else { Flow::TailIndirect })
     }

@@ -176,6 +176,19 @@ fn writes_rsp(insn: &Instruction) -> bool {
     })
 }
 
+/// Whether `insn` gives rsp a value that does not depend on what it was.
+#[must_use]
+pub fn resets_rsp(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Leave => true,
+        Mnemonic::Mov => insn.op0_register() == Register::RSP && insn.op1_register() != Register::RSP,
+        Mnemonic::Lea => {
+            insn.op0_register() == Register::RSP && insn.memory_base() != Register::RSP && insn.memory_index() == Register::None
+        }
+        _ => false,
+    }
+}
+
 fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
     if insn.stack_pointer_increment() != -8 {
         return Err(refused(insn));
@@ -336,7 +349,12 @@ fn value_of(ctx: &mut Discovery<'_>, id: u32, at: CodeRef, insn: &Instruction, s
         Mnemonic::Cdqe => return Some((Register::RAX, only_relative(state.register(Register::RAX)))),
         Mnemonic::Mov if to.is_gpr() && insn.op_count() == 2 => immediate_address(ctx.program, at, insn),
         Mnemonic::Lea if to.is_gpr64() => lea(ctx, at, insn, state),
-        Mnemonic::Sub if from_register && to.is_gpr64() && !state.dynamic && state.register(to) == Value::Stack(-state.depth) => {
+        Mnemonic::Sub
+            if (from_register || insn.op1_kind() == OpKind::Memory)
+                && to.is_gpr64()
+                && !state.dynamic
+                && state.register(to) == Value::Stack(-state.depth) =>
+        {
             Value::Below(id)
         }
         Mnemonic::And if to.is_gpr64() && !from_register && matches!(state.register(to), Value::Below(_)) => state.register(to),
