@@ -122,7 +122,7 @@ pub fn switch_targets(tables: &[Table], labels: &[u64], entry: CodeRef, through:
     let mut targets: BTreeSet<CodeRef> = BTreeSet::new();
     for (id, table) in tables.iter().enumerate() {
         if through.is_none_or(|set| set >> id & 1 == 1) {
-            targets.extend(table.entries.iter().map(|&(_, to)| to));
+            targets.extend(table.entries.iter().filter_map(|&(_, to)| to));
         }
     }
     if through.is_none() {
@@ -556,7 +556,10 @@ impl<'a> Discovery<'a> {
                 Ok(Flow::Switch(None))
             };
         }
-        let loose = self.labels.iter().any(|&l| !self.tables.iter().any(|t| t.entries.iter().any(|(_, to)| to.offset == l)));
+        let loose = self
+            .labels
+            .iter()
+            .any(|&l| !self.tables.iter().any(|t| t.entries.iter().any(|(_, to)| to.is_some_and(|to| to.offset == l))));
         if loose && !self.all_tables_known {
             self.deferred.insert(id);
             return Ok(Flow::TailIndirect);

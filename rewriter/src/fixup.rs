@@ -134,7 +134,7 @@ fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Result<(i64
     let found = &env.chosen.bodies[body as usize].tables[table as usize];
     let (_, to) = found.entries.get(found.entries.binary_search_by_key(&reloc.offset, |(at, _)| *at).ok()?)?;
     let group = env.space.group_of_table(body as usize, table)?;
-    let index = i64::from(group.value(*to)?);
+    let index = to.map_or(Some(0), |to| group.value(to).map(i64::from))?;
     Some(Ok(match found.kind {
         TableKind::Absolute => (index, if reloc.kind == elf::R_X86_64_64 { 8 } else { 4 }),
         TableKind::Relative => {

@@ -263,7 +263,7 @@ fn groups(body: &Body, slots: u32) -> Vec<Group> {
         let mut targets: BTreeSet<CodeRef> = BTreeSet::new();
         for (id, table) in body.tables.iter().enumerate().filter(|(id, _)| tables >> id & 1 == 1) {
             let _ = id;
-            targets.extend(table.entries.iter().map(|(_, to)| *to));
+            targets.extend(table.entries.iter().filter_map(|(_, to)| *to));
         }
         if labels {
             targets.extend(body.labels.iter().map(|&offset| CodeRef { section: body.entry.section, offset }));

@@ -22,8 +22,8 @@ pub struct Table {
     pub section: SectionId,
     pub offset: u64,
     pub kind: TableKind,
-    /// Offset of each entry in the section, and the code it names.
-    pub entries: Vec<(u64, CodeRef)>,
+    /// Offset of each entry in the section, and the code it names; none for a case that cannot occur (the compiler names the function's end).
+    pub entries: Vec<(u64, Option<CodeRef>)>,
 }
 
 /// The table of `kind` at `section + offset` whose entries lie in the function around `entry`, if there is one.
@@ -51,11 +51,14 @@ pub fn find(
             break;
         }
         match entry_target(program, reloc, start, kind) {
-            Some(to) if belongs(functions, entry, to) => entries.push((place, to)),
+            Some(to) if belongs(functions, entry, to) => entries.push((place, Some(to))),
+            Some(to) if is_end(functions, entry, to) => entries.push((place, None)),
             _ => break,
         }
     }
-    (!entries.is_empty()).then_some(Table { section, offset: start, kind, entries })
+    // A table of nothing but function starts holds function pointers.
+    let inside = |to: &CodeRef| functions.start_at(*to).is_none_or(|r| r.cold);
+    entries.iter().any(|(_, to)| to.as_ref().is_some_and(inside)).then_some(Table { section, offset: start, kind, entries })
 }
 
 fn entry_target(program: &Program, reloc: &Reloc, table: u64, kind: TableKind) -> Option<CodeRef> {
@@ -69,7 +72,12 @@ fn entry_target(program: &Program, reloc: &Reloc, table: u64, kind: TableKind) -
     };
     let (section, offset) = exact_target(program, &exact)?;
     let text = program.section(section);
-    (text.kind == SectionKind::Text && offset < text.size).then_some(CodeRef { section, offset })
+    (text.kind == SectionKind::Text && offset <= text.size).then_some(CodeRef { section, offset })
+}
+
+/// Whether `to` is the place right behind the function at `entry`.
+fn is_end(functions: &Functions, entry: CodeRef, to: CodeRef) -> bool {
+    functions.containing(entry).is_some_and(|own| to.section == entry.section && to.offset == own.end)
 }
 
 /// Whether code at `to` can be a case of a switch in the function at `entry`: in its own range or in a split-off cold part.

@@ -324,7 +324,7 @@ fn note_store(program: &Program, at: CodeRef, insn: &Instruction, state: &mut St
     if let Address::Stack { offset, exact: true } = address(program, at, insn, state) {
         state.overwrite(offset, size);
         let stores_register = insn.mnemonic() == Mnemonic::Mov && insn.op1_kind() == OpKind::Register && size == 8;
-        if let (true, value @ Value::Stack(_)) = (stores_register, state.register(insn.op1_register())) {
+        if let (true, value @ (Value::Stack(_) | Value::Below(_))) = (stores_register, state.register(insn.op1_register())) {
             let absent = Slot { pushes: vec![crate::values::NOT_PUSHED], value };
             state.frame.entry(offset).or_insert(absent).value = value;
         }
@@ -363,6 +363,7 @@ fn value_of(ctx: &mut Discovery<'_>, id: u32, at: CodeRef, insn: &Instruction, s
             let by = insn.try_immediate(1).ok()?.cast_signed();
             let by = if insn.mnemonic() == Mnemonic::Add { by } else { by.wrapping_neg() };
             match state.register(to) {
+                _ if immediate_reloc(ctx.program, at, insn).is_some() => Value::Computed,
                 Value::Stack(c) => i32::try_from(i64::from(c) + by).map_or(Value::Unknown, Value::Stack),
                 Value::Address(s, o) => Value::Address(s, o.wrapping_add(by)),
                 below @ Value::Below(_) => below,
@@ -403,6 +404,7 @@ fn lea(ctx: &mut Discovery<'_>, at: CodeRef, insn: &Instruction, state: &State) 
         Address::Data { at: (section, offset), exact: true } if ctx.program.section(section).kind != SectionKind::Text => {
             Value::Address(section, offset)
         }
+        Address::Data { exact: false, .. } => Value::Computed,
         _ => Value::Unknown,
     }
 }
