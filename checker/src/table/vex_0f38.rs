@@ -1,7 +1,6 @@
 //! VEX map 2 (0F 38).
 //!
-//! Not here, so rejected: gathers (VSIB: an address per lane), `vmaskmov*` and `vpmaskmov*` (masked-off lanes suppress faults, and how they
-//! behave at the window's edge differs between CPUs: design-review B1), AMX, `cmpccxadd`, key locker.
+//! Not here, so rejected: gathers (VSIB: an address per lane), AMX, `cmpccxadd`, key locker.
 
 use super::line::*;
 use super::sets::*;
@@ -29,6 +28,17 @@ const fn fma_scalar() -> Line {
     vex3(UX, RX, RX, Size::Scalar).set(AVX_FMA).l0().with(flag::W_ANY)
 }
 
+/// Load of the lanes whose mask element (VEX.vvvv) has its sign bit set. A lane that is off suppresses its fault, and at the window's
+/// edge a CPU may wrap or not; either way the lanes lie in the 64 KiB on both sides that nobody maps (SPEC "Masked moves").
+const fn masked_load() -> Line {
+    vex3(WX, RX, RX, Size::L).memory_only()
+}
+
+/// Store of such lanes. It may store nothing at all; no rule counts on a store.
+const fn masked_store() -> Line {
+    vex3(RX, RX, WX, Size::L).memory_only()
+}
+
 const BLS: u8 = 4;
 
 pub(crate) static MAP: PrefixedMap = prefixed_map! {
@@ -51,6 +61,8 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x28..=0x29 => i3(), "vpmuldq|vpcmpeqq";
     P66: 0x2a => vex2(WX, RX, Size::L).int().memory_only(), "vmovntdqa";
     P66: 0x2b => i3(), "vpackusdw";
+    P66: 0x2c..=0x2d => masked_load(), "vmaskmovp*";
+    P66: 0x2e..=0x2f => masked_store(), "vmaskmovp*";
     P66: 0x30 => widen(Size::L2), "vpmovzxbw";
     P66: 0x31 => widen(Size::L4), "vpmovzxbd";
     P66: 0x32 => widen(Size::L8), "vpmovzxbq";
@@ -69,6 +81,8 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x5a => vex2(WX, RX, Size::B16).l1(AVX2).memory_only(), "vbroadcasti128";
     P66: 0x78 => broadcast(Size::B1), "vpbroadcastb";
     P66: 0x79 => broadcast(Size::B2), "vpbroadcastw";
+    P66: 0x8c => masked_load().sets(AVX2, AVX2).with(flag::W_ANY), "vpmaskmovd|vpmaskmovq";
+    P66: 0x8e => masked_store().sets(AVX2, AVX2).with(flag::W_ANY), "vpmaskmovd|vpmaskmovq";
     P66: 0x96..=0x98 => fma(), "vfm*";
     P66: 0x99 => fma_scalar(), "vfmadd*";
     P66: 0x9a => fma(), "vfmsub*";
