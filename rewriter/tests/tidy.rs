@@ -92,10 +92,10 @@ fn paths(text: &str, extensions: &[&str]) -> Vec<(usize, String)> {
     found
 }
 
-/// A document may name a file from the root, from its own folder, or from the sources beside it.
+/// A document may name a file from the root, from any folder that it lies in, or from the sources there.
 fn exists(document: &Path, word: &str) -> bool {
-    let folder = document.parent().expect("a file has a folder");
-    [root(), folder.to_path_buf(), folder.join("src"), folder.join("..")].iter().any(|base| base.join(word).exists())
+    let folders = document.ancestors().skip(1).take_while(|folder| folder.starts_with(root()));
+    folders.flat_map(|folder| [folder.join(word), folder.join("src").join(word)]).any(|path| path.exists())
 }
 
 #[test]
