@@ -4,7 +4,7 @@ use crate::diag::{Diagnostic, Refusals};
 use crate::elf;
 use crate::emit::Segment;
 use crate::functions::{CodeRef, exact_target};
-use crate::plan::Env;
+use crate::plan::{Env, Refusal};
 use crate::program::{Reloc, SectionId, SectionKind};
 use crate::select::GotWord;
 use crate::tables::TableKind;
@@ -59,7 +59,7 @@ fn put(bytes: &mut Vec<u8>, at: usize, what: &[u8]) {
 }
 
 /// The window offset, slot value or number that `symbol + addend` stands for in data of no particular body.
-fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, (&'static str, String)> {
+fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, Refusal> {
     DataValues { env }.value(reloc)
 }
 
@@ -73,8 +73,10 @@ fn got(env: Env<'_>, word: GotWord) -> i64 {
     if thread { value - i64::from(env.space.thread_pointer) } else { value }
 }
 
-/// Bytes of the field (low ones first) and its width.
-fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Result<(i64, usize), (&'static str, String)> {
+/// The number that goes into a relocated field, and the field's width in bytes.
+type Field = Result<(i64, usize), Refusal>;
+
+fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Field {
     let place = i64::from(at) + reloc.offset.cast_signed();
     if let Some(found) = table_entry(env, id, reloc) {
         return found;
@@ -102,7 +104,7 @@ fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Result<(i64, us
 }
 
 /// A reference to the inside of a function that is reached must be one that some jump of it was seen to use.
-fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), (&'static str, String)> {
+fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), Refusal> {
     let Some((section, offset)) = exact_target(env.program, reloc) else { return Ok(()) };
     let relative = matches!(reloc.kind, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32);
     let at = CodeRef { section, offset };
@@ -129,7 +131,7 @@ fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), (&'st
 }
 
 /// The value of a jump table's entry.
-fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Result<(i64, usize), (&'static str, String)>> {
+fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Field> {
     let (body, table) = *env.space.table_places.get(&(id, reloc.offset))?;
     let found = &env.chosen.bodies[body as usize].tables[table as usize];
     let (_, to) = found.entries.get(found.entries.binary_search_by_key(&reloc.offset, |(at, _)| *at).ok()?)?;
@@ -149,7 +151,7 @@ struct DataValues<'a> {
 }
 
 impl DataValues<'_> {
-    fn value(&self, reloc: &Reloc) -> Result<i64, (&'static str, String)> {
+    fn value(&self, reloc: &Reloc) -> Result<i64, Refusal> {
         use crate::program::Definition;
         let env = self.env;
         let symbol = env.program.symbol(reloc.symbol);

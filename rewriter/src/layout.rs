@@ -189,7 +189,7 @@ fn emit(placed: &mut Placed, piece: &Piece, at: &[u32], i: usize, long: bool, ta
         }
         Piece::Hint(depth, set) => {
             bytes.extend([0x0f, 0x1f, 0x84, 0xc0]);
-            bytes.extend((depth / 8 | set << 20).to_le_bytes());
+            bytes.extend(((depth / 8) | (set << 20)).to_le_bytes());
         }
         Piece::Align(align) => {
             let n = padding(at[i], *align) as usize;

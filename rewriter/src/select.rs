@@ -267,7 +267,7 @@ impl Selector<'_> {
         };
         if GATES.contains(&import_name(name)) || self.imports.iter().any(|i| i == name) {
             self.chosen.imports.insert(import_name(name).to_owned());
-        } else if !weak && !(is_linker_defined(name) || TRAPS.contains(&name) || (name == TLS_RESOLVER && !address)) {
+        } else if !(weak || is_linker_defined(name) || TRAPS.contains(&name) || name == TLS_RESOLVER && !address) {
             let place = self.program.place(section, offset);
             let message = format!("`{name}` is defined nowhere; the host can provide it with --import {name}");
             self.problems.push(Diagnostic::new(place, "undefined-symbol", message));

@@ -261,8 +261,7 @@ fn groups(body: &Body, slots: u32) -> Vec<Group> {
     let mut made = Vec::new();
     for (tables, labels) in sets {
         let mut targets: BTreeSet<CodeRef> = BTreeSet::new();
-        for (id, table) in body.tables.iter().enumerate().filter(|(id, _)| tables >> id & 1 == 1) {
-            let _ = id;
+        for (_, table) in body.tables.iter().enumerate().filter(|(id, _)| tables >> id & 1 == 1) {
             targets.extend(table.entries.iter().filter_map(|(_, to)| *to));
         }
         if labels {

@@ -324,7 +324,9 @@ fn note_store(program: &Program, at: CodeRef, insn: &Instruction, state: &mut St
     if let Address::Stack { offset, exact: true } = address(program, at, insn, state) {
         state.overwrite(offset, size);
         let stores_register = insn.mnemonic() == Mnemonic::Mov && insn.op1_kind() == OpKind::Register && size == 8;
-        if let (true, value @ (Value::Stack(_) | Value::Below(_) | Value::Computed)) = (stores_register, state.register(insn.op1_register())) {
+        if let (true, value @ (Value::Stack(_) | Value::Below(_) | Value::Computed)) =
+            (stores_register, state.register(insn.op1_register()))
+        {
             let absent = Slot { pushes: vec![crate::values::NOT_PUSHED], value };
             state.frame.entry(offset).or_insert(absent).value = value;
         }
