@@ -186,9 +186,15 @@ impl Functions {
         let mut factory = InstructionInfoFactory::new();
         for (&section, list) in &self.ranges {
             let data = &program.section(section).data;
-            for range in list {
+            for (i, range) in list.iter().enumerate() {
                 let start = CodeRef { section, offset: range.start };
-                let to = usize::try_from(range.end).unwrap_or(0).min(data.len());
+                // A symbol within another's extent is a function of its own that control may fall into.
+                let inner = list.get(i + 1).map(|next| next.start).filter(|next| *next < range.end);
+                if let Some(offset) = inner {
+                    edges.entry(start).or_default().push(CodeRef { section, offset });
+                }
+                let end = inner.unwrap_or(range.end);
+                let to = usize::try_from(end).unwrap_or(0).min(data.len());
                 let from = usize::try_from(range.start).unwrap_or(0).min(to);
                 let mut set = 0;
                 for insn in Decoder::with_ip(64, &data[from..to], range.start, DecoderOptions::NONE) {
@@ -202,7 +208,7 @@ impl Functions {
                         FlowControl::Call | FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
                             match branch_target(program, at, &insn) {
                                 BranchTarget::Code(to)
-                                    if to.section == section && range.start <= to.offset && to.offset < range.end => {}
+                                    if to.section == section && range.start <= to.offset && to.offset < end => {}
                                 BranchTarget::Code(to) => edges.entry(start).or_default().push(to),
                                 BranchTarget::Symbol(_) => set |= CALLER_SAVED,
                             }

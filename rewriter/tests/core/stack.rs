@@ -1,0 +1,115 @@
+//! The mirrored stack: DESIGN §4 and the idioms that compilers use on it.
+
+use crate::assemble::{refusal, rewrite};
+
+/// `lea -8(%rsp),%rsp`
+const DOWN: [u8; 5] = [0x48, 0x8d, 0x64, 0x24, 0xf8];
+
+fn is_store_of_push(bytes: &[u8]) -> bool {
+    // lea -8(%rsp),%rsp; mov %reg,%gs:K(%esp)
+    bytes.starts_with(&DOWN) && bytes[5..].starts_with(&[0x65, 0x67])
+}
+
+#[test]
+fn pushed_argument_is_a_store() {
+    let made = rewrite("push %rdi\n call g\n add $8,%rsp\n ret\n.type g,@function\ng: mov 8(%rsp),%rax\n ret\n.size g,.-g\n");
+    assert!(is_store_of_push(made.step(0).0), "{:x?}", made.step(0));
+}
+
+#[test]
+fn saved_register_that_is_addressed_through_rbp_is_a_store() {
+    let made = rewrite("push %rbp\n mov %rsp,%rbp\n push %rbx\n xor %ebx,%ebx\n mov -8(%rbp),%rbx\n leave\n ret\n");
+    assert_eq!(made.step(0).0, [0x55], "rbp itself is saved natively");
+    assert!(is_store_of_push(made.step(2).0), "{:x?}", made.step(2));
+    let (leave, _) = made.step(5);
+    assert_eq!(leave.last(), Some(&0x5d), "leave ends in a native pop: {leave:x?}");
+}
+
+#[test]
+fn a_changed_register_is_not_a_saved_one() {
+    let made =
+        rewrite("mov %rdi,%rbx\n push %rbx\n call g\n pop %rbx\n mov %rbx,%rax\n ret\n.type g,@function\ng: ret\n.size g,.-g\n");
+    assert!(is_store_of_push(made.step(1).0), "{:x?}", made.step(1));
+    assert!(made.step(3).0.len() > 1, "the pop loads from the data stack");
+}
+
+#[test]
+fn room_is_native_only_while_nobody_reads_it_back() {
+    let room = rewrite("push %rax\n call g\n pop %rcx\n ret\n.type g,@function\ng: xor %eax,%eax\n ret\n.size g,.-g\n");
+    assert_eq!((room.step(0).0, room.step(2).0), (&[0x50][..], &[0x59][..]));
+    let read =
+        rewrite("push %rax\n mov %rsp,%rdi\n call g\n pop %rax\n ret\n.type g,@function\ng: movq $5,(%rdi)\n ret\n.size g,.-g\n");
+    assert!(read.step(3).0.len() > 1, "the result is popped from the data stack: {:x?}", read.step(3));
+}
+
+#[test]
+fn stack_pointer_restored_from_a_copy_in_any_register() {
+    let made = rewrite(
+        "push %r14\n mov %rsp,%r14\n sub $8,%rsp\n push %rdi\n call g\n mov %r14,%rsp\n pop %r14\n ret\n.type g,@function\ng: ret\n.size g,.-g\n",
+    );
+    assert_eq!(made.step(5).0, [0x48, 0x8d, 0x64, 0x24, 16], "lea 16(%rsp),%rsp");
+    assert_eq!(made.step(6).0, [0x41, 0x5e]);
+}
+
+#[test]
+fn pointer_into_the_frame_is_a_window_offset() {
+    let made = rewrite("sub $24,%rsp\n lea 8(%rsp),%rdi\n movq $1,(%rdi)\n add $24,%rsp\n ret\n");
+    // lea K+8(%rsp),%edi
+    assert_eq!(made.step(1).0, [0x8d, 0xbc, 0x24, 0x08, 0x00, 0x10, 0x00]);
+}
+
+#[test]
+fn over_aligned_frame_is_copied_for_each_misalignment() {
+    let made = rewrite("push %rbp\n mov %rsp,%rbp\n and $-32,%rsp\n sub $32,%rsp\n movq $1,(%rsp)\n leave\n ret\n");
+    let copies = made.0.explanations.iter().filter(|e| e.old == 0x0c).count();
+    assert_eq!(copies, 4, "one store for each of the paddings 0, 8, 16, 24");
+}
+
+#[test]
+fn callee_that_pops_its_arguments() {
+    let made = rewrite("push %rdi\n call g\n ret\n.type g,@function\ng: mov 8(%rsp),%rax\n ret $8\n.size g,.-g\n");
+    let (call, _) = made.step(1);
+    assert!(call.ends_with(&[0x48, 0x8d, 0x64, 0x24, 8]), "the caller moves rsp: {call:x?}");
+}
+
+#[test]
+fn refuses_code_without_a_static_depth() {
+    assert_eq!(refusal("test %edi,%edi\n je 1f\n push %rax\n1: ret\n"), ("stack-depth-conflict", 5));
+    assert_eq!(refusal("push %rax\n ret\n"), ("stack-depth-conflict", 1));
+    assert_eq!(refusal("mov %rdi,%rsp\n ret\n"), ("unknown-stack-pointer", 0));
+    assert_eq!(refusal("lea (%rdi,%rsi),%rsp\n ret\n"), ("unknown-stack-pointer", 0));
+    assert_eq!(refusal("add $8,%rsp\n ret\n"), ("unknown-stack-pointer", 0));
+}
+
+#[test]
+fn refuses_code_that_reads_its_return_address() {
+    assert_eq!(refusal("pop %rax\n jmp *%rax\n").0, "reads-return-address");
+    assert_eq!(refusal("mov (%rsp),%rax\n ret\n"), ("reads-return-address", 0));
+    assert_eq!(refusal("call 1f\n1: pop %rax\n ret\n"), ("reads-return-address", 0));
+}
+
+#[test]
+fn fence_on_the_return_address_is_harmless() {
+    let made = rewrite("lock orq $0,(%rsp)\n ret\n");
+    assert_eq!(made.step(0).0[..3], [0x65, 0x67, 0xf0], "a locked access to the data stack: {:x?}", made.step(0));
+}
+
+#[test]
+fn stack_probe_loop_is_one_move() {
+    let made =
+        rewrite("lea -8192(%rsp),%r11\n1: sub $4096,%rsp\n orq $0,(%rsp)\n cmp %r11,%rsp\n jne 1b\n add $8192,%rsp\n ret\n");
+    assert_eq!(made.step(1).0, [0x48, 0x8d, 0xa4, 0x24, 0x00, 0xe0, 0xff, 0xff], "lea -8192(%rsp),%rsp");
+}
+
+#[test]
+fn scratch_register_is_never_one_that_a_caller_keeps_across_the_call() {
+    // The caller keeps r11, rcx, rdx, rsi, r8, r9, r10 across the call, as gcc's -fipa-ra may; g needs a scratch for `push mem`.
+    let made = rewrite(concat!(
+        "call g\n add %r11,%rax\n add %rcx,%rax\n add %rdx,%rax\n add %rsi,%rax\n add %r8,%rax\n add %r9,%rax\n add %r10,%rax\n add %rdi,%rax\n ret\n",
+        ".type g,@function\ng: push (%rdi)\n mov (%rsp),%rax\n add $8,%rsp\n ret\n.size g,.-g\n"
+    ));
+    let push = made.0.explanations.iter().position(|e| e.change.contains("store on the data stack")).expect("the push");
+    let bytes = made.step(push).0;
+    // mov %gs:(%edi),%rax: rax is overwritten anyway and the only register nobody waits for.
+    assert_eq!(bytes[..5], [0x65, 0x67, 0x48, 0x8b, 0x07], "{bytes:x?}");
+}
