@@ -113,7 +113,7 @@ impl<'a> Note<'a> {
     }
 
     /// Proves that the note narrows the host's terms: made for this kind of host, no extension beyond the policy's, each import in the
-    /// slot it names, and a valid [`Layout`].
+    /// slot it names, a valid [`Layout`], and well-formed names that share no bytes (so that all names together are no longer than the note).
     ///
     /// # Errors
     /// The first [`LayoutError`] found.
@@ -131,6 +131,21 @@ impl<'a> Note<'a> {
             if word.map(Slot::from_word) != Some(Slot::Import(import)) {
                 return Err(LayoutError::ImportSlot);
             }
+        }
+        self.validate_names()
+    }
+
+    /// Names of entries, then of imports: each begins behind the one before it, so reading them all is linear in the note.
+    fn validate_names(&self) -> Result<(), LayoutError> {
+        let of_imports = (0..self.imports.len()).skip(1).step_by(2).filter_map(|at| self.imports.get(at));
+        let mut past = 0_usize;
+        for offset in self.entry_names.iter().chain(of_imports) {
+            let from = usize::try_from(offset).map_err(|_| LayoutError::Names)?;
+            if from < past {
+                return Err(LayoutError::Names);
+            }
+            let name = self.string(offset).map_err(|_| LayoutError::Names)?;
+            past = from.saturating_add(name.len()).saturating_add(1);
         }
         Ok(())
     }

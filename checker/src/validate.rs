@@ -9,6 +9,8 @@ use crate::policy::{Host, Policy};
 pub const PAGE: u32 = 4096;
 /// Most main-table bits: a code pointer (8 × slot) stays inside the null zone.
 pub const MAIN_BITS_LIMIT: u32 = 13;
+/// Most regions: each becomes a mapping of the host, which has a limited number of them.
+pub const REGION_LIMIT: usize = 64;
 /// Kernel: bytes below the window that hold the table.
 pub const CONTROL: i64 = 128 << 10;
 
@@ -54,6 +56,8 @@ layout_errors! {
     SubWords, "a sub-table's words are not the next ones or too many";
     /// A sub-table slot that is neither a text offset nor the trap.
     SubSlot, "a sub-table slot is neither a text offset nor the trap";
+    /// More than [`REGION_LIMIT`] regions.
+    Regions, "there are too many regions";
     /// A region is empty, unaligned, unordered, of unknown kind, or outside handler memory.
     Region, "a region is empty, unaligned, out of order, of unknown kind or outside handler memory";
     /// There is not exactly one stack region, or it does not lie where S and K say.
@@ -70,6 +74,8 @@ layout_errors! {
     Features, "the image claims extensions that the policy does not allow";
     /// An import's slot in the note does not hold that import.
     ImportSlot, "an import's slot does not hold that import";
+    /// A name of an entry or import is not well formed, or does not lie behind the name before it.
+    Names, "the names of entries and imports are malformed or share bytes";
 }
 
 type Check = Result<(), LayoutError>;
@@ -158,6 +164,7 @@ impl Layout<'_> {
             Host::User => u32::try_from(self.table_end).map_err(|_| LayoutError::TablePages)?,
             Host::Kernel => NULL_ZONE_END,
         };
+        ensure(self.region_count() <= REGION_LIMIT, LayoutError::Regions)?;
         let mut stack = None;
         for index in 0..self.region_count() {
             let region = self.region(index).ok_or(LayoutError::Region)?;

@@ -112,10 +112,14 @@ pub struct Invocation {
 /// Calls text address `target` in `window`.
 ///
 /// # Errors
-/// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], or [`Error::Memory`] if this thread's native stack cannot be made.
+/// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] if this thread's native stack
+/// cannot be made.
 pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
     let local = thread::local()?;
     let outer = local.current.get();
+    if local.is_on_signal_stack(ptr::from_ref(&outer) as u64) {
+        return Err(Error::SignalStack);
+    }
     // SAFETY: `outer` is null or the context of an invocation that is still running further up this thread's stack.
     let nesting = if outer.is_null() { 1 } else { unsafe { (*outer).nesting + 1 } };
     if nesting > NESTING_LIMIT {

@@ -56,6 +56,9 @@ pub enum Error {
     /// Too many invocations are nested on this thread.
     #[error("calls are nested too deeply")]
     Nesting,
+    /// A window was entered from a signal handler on the alternate signal stack, where a fault's signal would overwrite that handler's frames.
+    #[error("a window was entered on the alternate signal stack")]
+    SignalStack,
     /// The handler was stopped by a fault.
     #[error("handler stopped: {0}")]
     Fault(Box<Fault>),

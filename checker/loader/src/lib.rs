@@ -36,6 +36,7 @@
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
 //!   nearly full.
+//! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]).
 //! * Sampling profilers that follow rbp see a handler's values there.
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.

@@ -64,10 +64,14 @@ pub struct Local {
     /// The native stack of the last invocation, owned, or null.
     last: Cell<*mut NativeStack>,
     ready: Cell<bool>,
+    /// First address of the alternate signal stack, 0 if there is none.
+    signal_stack: Cell<u64>,
 }
 
 thread_local! {
-    static LOCAL: Local = const { Local { current: Cell::new(ptr::null_mut()), last: Cell::new(ptr::null_mut()), ready: Cell::new(false) } };
+    static LOCAL: Local = const {
+        Local { current: Cell::new(ptr::null_mut()), last: Cell::new(ptr::null_mut()), ready: Cell::new(false), signal_stack: Cell::new(0) }
+    };
     static OWNED: RefCell<Owned> = const { RefCell::new(Owned { idle: Vec::new(), signal_stack: None }) };
 }
 
@@ -90,7 +94,10 @@ impl Drop for Owned {
                 libc::sigaltstack(&raw const stack, ptr::null_mut());
             }
         }
-        LOCAL.with(|local| local.ready.set(false));
+        LOCAL.with(|local| {
+            local.ready.set(false);
+            local.signal_stack.set(0);
+        });
     }
 }
 
@@ -131,6 +138,7 @@ fn set_up(local: &Local) -> Result<(), Error> {
         return Err(Error::Memory { what: "set the alternate signal stack", error: io::Error::last_os_error() });
     }
     OWNED.with(|owned| owned.borrow_mut().signal_stack = Some(pages));
+    local.signal_stack.set(start);
     local.ready.set(true);
     Ok(())
 }
@@ -161,6 +169,13 @@ fn unblock_signals() {
 }
 
 impl Local {
+    /// Whether stack address `at` lies on the alternate signal stack. The kernel starts each signal at that stack's top unless rsp is on it,
+    /// and a handler's rsp is not: its fault would overwrite the frames that are there.
+    #[inline]
+    pub fn is_on_signal_stack(&self, at: u64) -> bool {
+        at.wrapping_sub(self.signal_stack.get()) < SIGNAL_STACK
+    }
+
     fn take_last(&self) -> Option<Box<NativeStack>> {
         let last = self.last.replace(ptr::null_mut());
         // SAFETY: not null means a box that `give_back` left here, taken out exactly once.

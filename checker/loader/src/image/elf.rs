@@ -13,6 +13,10 @@ const CTX: Ctx = Ctx { container: Container::Big, le: Endian::Little };
 const SECTION_HEADER: usize = 64;
 /// Size of a symbol in ELF64.
 const SYMBOL: usize = 24;
+/// Most program headers; an image has a handful, and each note segment among them is searched.
+const SEGMENT_LIMIT: u16 = 64;
+/// Most bytes of a section's or symbol's name; longer ones are left out. Names may share their bytes, so this bounds the search for the NUL.
+const STRING_LIMIT: usize = 4096;
 
 /// Bytes that go to a window range; zeros follow up to `size`.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +69,9 @@ pub fn split(file: &[u8]) -> Result<Parts<'_>, Error> {
     let table = usize::try_from(header.e_phoff).map_err(|_| format("program headers lie outside the file", header.e_phoff))?;
     if usize::from(header.e_phentsize) != ProgramHeader::size(CTX) {
         return Err(format("program headers have a wrong size", header.e_phoff));
+    }
+    if header.e_phnum > SEGMENT_LIMIT {
+        return Err(format("too many program headers", header.e_phoff));
     }
     let headers = ProgramHeader::parse(file, table, usize::from(header.e_phnum), CTX)
         .map_err(|_| format("program headers lie outside the file", header.e_phoff))?;
@@ -200,8 +207,9 @@ impl Sections {
     }
 }
 
-/// The NUL-terminated UTF-8 string at `offset`.
+/// The NUL-terminated UTF-8 string at `offset`, if it is shorter than [`STRING_LIMIT`].
 fn string(strings: &[u8], offset: usize) -> Option<&str> {
     let rest = strings.get(offset..)?;
+    let rest = &rest[..rest.len().min(STRING_LIMIT)];
     std::str::from_utf8(rest.get(..rest.iter().position(|&b| b == 0)?)?).ok()
 }

@@ -133,7 +133,9 @@ impl Image {
             return Err(Error::Host("the policy is not for a user-mode host"));
         }
         let parts = elf::split(file)?;
-        let note = Note::parse(parts.note).map_err(Error::Note)?;
+        // Judged and used is this copy: a file that is mapped could change in between (design-review B12).
+        let descriptor = parts.note.to_vec();
+        let note = Note::parse(&descriptor).map_err(Error::Note)?;
         note.validate(&options.policy).map_err(Error::Layout)?;
         let layout = note.layout;
         let (regions, stack) = regions(&layout, options)?;

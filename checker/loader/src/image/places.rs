@@ -6,6 +6,9 @@ use std::fmt;
 /// Longest name kept, in bytes; the rest is cut off.
 const NAME_LIMIT: usize = 512;
 
+/// Most object names kept: an empty one takes one byte in the file and two dozen here.
+const OBJECT_LIMIT: usize = 1 << 16;
+
 /// Where an instruction came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -41,7 +44,8 @@ impl Places {
         let mut map: Vec<[u32; 4]> =
             parts.map.chunks_exact(16).map(|r| [word(r), word(&r[4..]), word(&r[8..]), word(&r[12..])]).collect();
         map.sort_unstable();
-        let objects = parts.objects.split(|&b| b == 0).map(|name| printable(&String::from_utf8_lossy(name))).collect();
+        let objects =
+            parts.objects.split(|&b| b == 0).take(OBJECT_LIMIT).map(|name| printable(&String::from_utf8_lossy(name))).collect();
         Places { symbols, map, objects }
     }
 

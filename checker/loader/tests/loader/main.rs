@@ -1,5 +1,6 @@
 //! Tests of the loader on hand-written text.
 
+mod attacks;
 mod builder;
 mod callbacks;
 mod calls;

@@ -1,0 +1,167 @@
+//! Attacks that once worked, or that only the text of a rule keeps from working.
+
+use crate::builder::{Builder, Built, HEAP, HEAP_END, Header, options, write_header};
+use crate::in_child;
+use cordon_checker::LayoutError;
+use cordon_checker::layout::{Region, RegionKind};
+use cordon_loader::{Arg, Error, FaultKind, Image, Window};
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+/// What a small file may cost at most; each of these attacks took minutes, or all memory, before.
+const QUICK: Duration = Duration::from_secs(10);
+
+fn small() -> Built {
+    Builder::new(".globl f\nf: xor %eax,%eax; ret").build()
+}
+
+fn refusal(file: &[u8]) -> Error {
+    let started = Instant::now();
+    let error = Image::from_bytes(file, &options()).expect_err("refused");
+    assert!(started.elapsed() < QUICK, "{error}");
+    error
+}
+
+/// The file of `small` with another note.
+fn with_note(change: impl FnOnce(&mut cordon_checker::note::NoteSpec)) -> Vec<u8> {
+    let Built { mut note, labels, .. } = small();
+    change(&mut note);
+    crate::builder::elf(&[0x31, 0xc0, 0xc3], b"", b"", &note, &labels)
+}
+
+#[test]
+fn names_that_share_bytes_do_not_multiply_memory() {
+    // Names are copied once each; 20,000 names of one string of 1 MiB would take 20 GB.
+    let mut file = with_note(|n| {
+        n.entries = vec![(0, String::new()); 20_000];
+        n.entries[0].1 = "x".repeat(1 << 20);
+    });
+    let first = file.windows(8).position(|w| w == b"xxxxxxxx").expect("the long name");
+    // Entry names come right before imports (none) and strings.
+    let names = first - 4 * 20_000;
+    file[names..first].fill(0);
+    assert!(matches!(refusal(&file), Error::Layout(LayoutError::Names)));
+}
+
+#[test]
+fn regions_are_few() {
+    // Each region is a mapping, each read-only one also a file descriptor: the host has not many of either.
+    let many = |count: u32| {
+        with_note(|n| {
+            let stack = n.regions.pop().expect("a stack");
+            n.regions.truncate(4);
+            let start = |i: u32| 0x100_0000 + 0x2000 * i;
+            n.regions.extend((0..count).map(|i| Region { start: start(i), end: start(i) + 0x1000, kind: RegionKind::Rodata }));
+            n.regions.push(stack);
+        })
+    };
+    assert!(Image::from_bytes(&many(59), &options()).is_ok());
+    assert!(matches!(refusal(&many(60)), Error::Layout(LayoutError::Regions)));
+    assert!(matches!(refusal(&many(60_000)), Error::Layout(LayoutError::Regions)));
+}
+
+#[test]
+fn program_headers_are_few() {
+    const COUNT: usize = 60_000;
+    let mut file = small().file;
+    let table = file.len().next_multiple_of(8);
+    let notes = table + 56 * COUNT;
+    file.resize(notes + (8 << 20), 0);
+    file[32..40].copy_from_slice(&(table as u64).to_le_bytes());
+    file[56..58].copy_from_slice(&(COUNT as u16).to_le_bytes());
+    // Every header is a note segment over 8 MiB of empty notes.
+    let mut header: Vec<u8> = [4_u32, 4].iter().flat_map(|w| w.to_le_bytes()).collect();
+    header.extend([notes as u64, 0, 0, 8 << 20, 0, 4].iter().flat_map(|w| w.to_le_bytes()));
+    file[table..notes].copy_from_slice(&header.repeat(COUNT));
+    assert!(matches!(refusal(&file), Error::Format { what: "too many program headers", .. }));
+    // A count that is fine.
+    let mut few = small().file;
+    write_header(&mut few, 2, &Header { kind: 0x6474_e551, flags: 6, vaddr: 0, offset: 0, filesz: 0, memsz: 0 });
+    assert!(Image::from_bytes(&few, &options()).is_ok());
+}
+
+#[test]
+fn long_symbol_names_are_not_searched_again_and_again() {
+    let Built { note, .. } = small();
+    // 100,000 symbols whose names are the ends of one string of 4 MiB.
+    let labels = (0..100_000_u32).map(|i| (format!("{i:07}"), 0)).collect();
+    let mut file = crate::builder::elf(&[0x31, 0xc0, 0xc3], b"", b"", &note, &labels);
+    let strings = file.windows(9).position(|w| w == b"\x000000000\0").expect("symbol names");
+    file[strings + 1..strings + 1 + 8 * 100_000 - 1].fill(b'y');
+    let started = Instant::now();
+    assert!(Image::from_bytes(&file, &options()).is_ok());
+    assert!(started.elapsed() < QUICK, "{:?}", started.elapsed());
+}
+
+thread_local! {
+    static TARGET: RefCell<Option<Window>> = const { RefCell::new(None) };
+}
+
+fn call(entry: &str) -> Result<u64, Error> {
+    TARGET.with(|w| w.borrow_mut().as_mut().expect("a window").call(entry, &[]))
+}
+
+extern "C" fn on_user_signal(_: libc::c_int) {
+    // A fault of the handler would come on the same alternate stack, from its top, over this frame.
+    let refused = matches!(call("trap"), Err(Error::SignalStack));
+    TARGET.with(|_| assert!(refused, "entered on the alternate signal stack"));
+}
+
+#[test]
+fn windows_are_not_entered_on_the_alternate_signal_stack() {
+    in_child("attacks::windows_are_not_entered_on_the_alternate_signal_stack", || {
+        let window = Builder::new(".globl trap\ntrap: ud2\n.globl ok\nok: mov $7,%eax; ret").window();
+        TARGET.with(|w| *w.borrow_mut() = Some(window));
+        assert_eq!(call("ok").expect("returns"), 7);
+        // SAFETY: the handler does on purpose what hosts should not; nothing else runs in this process.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_user_signal as *const () as usize;
+            action.sa_flags = libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::raise(libc::SIGUSR1), 0);
+        }
+        assert!(call("trap").expect_err("traps").fault().is_some());
+        assert_eq!(call("ok").expect("returns"), 7);
+    });
+}
+
+/// Lane masks: rdi = window offset, rsi = bit per lane of eight.
+const MASKED: &str = "
+    .macro MASK
+    vmovd %esi,%xmm1; vpbroadcastd %xmm1,%ymm1; vpsllvd %gs:0x20000,%ymm1,%ymm1; vpcmpeqd %ymm2,%ymm2,%ymm2
+    .endm
+    .globl load\nload: MASK; vmaskmovps %gs:(%edi),%ymm1,%ymm0; vmovdqu %ymm0,%gs:0x200000; xor %eax,%eax; ret
+    .globl load_d\nload_d: MASK; vpmaskmovd %gs:(%edi),%ymm1,%ymm0; vmovdqu %ymm0,%gs:0x200000; xor %eax,%eax; ret
+    .globl store\nstore: MASK; vmaskmovps %ymm2,%ymm1,%gs:(%edi); xor %eax,%eax; ret
+    .globl store_d\nstore_d: MASK; vpmaskmovd %ymm2,%ymm1,%gs:(%edi); xor %eax,%eax; ret";
+
+/// B1: lanes that are off do not fault, lanes that are on fault at every edge, and nothing outside is read or written.
+#[test]
+fn masked_moves_stay_in_the_window() {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        return;
+    }
+    let shifts: Vec<u8> = (0..8_u32).flat_map(|i| (31 - i).to_le_bytes()).collect();
+    let mut w = Builder::new(MASKED).rodata(&shifts).window();
+    for (load, store) in [("load", "store"), ("load_d", "store_d")] {
+        // The first lane on the last mapped word, the others beyond.
+        w.write(HEAP_END - 32, &[0x5a; 32]).expect("writes");
+        for (offset, lanes) in
+            [(HEAP_END - 4, 0x01_u64), (HEAP_END - 16, 0x0f), (HEAP - 28, 0x80), (0xffff_fffc, 0), (0, 0), (8, 0)]
+        {
+            w.call(load, &[Arg::Int(offset.into()), Arg::Int(lanes)]).expect("only mapped lanes are on");
+            w.call(store, &[Arg::Int(offset.into()), Arg::Int(lanes)]).expect("only mapped lanes are on");
+        }
+        assert_eq!(w.bytes(HEAP_END - 20, 20).expect("reads"), [vec![0x5a; 4], vec![0xff; 16]].concat());
+        // One lane on where nothing is: beyond the region, across 4 GiB (the guard above or the null zone), in the null zone.
+        for (offset, lanes) in [(HEAP_END - 4, 0x02_u64), (HEAP - 28, 0x40), (0xffff_fffc, 0x02), (0xffff_fff0, 0x80), (0, 0x80)]
+        {
+            for entry in [load, store] {
+                let error = w.call(entry, &[Arg::Int(offset.into()), Arg::Int(lanes)]).expect_err("a lane is on");
+                let kind = error.fault().expect("a fault").kind;
+                assert!(matches!(kind, FaultKind::Unmapped | FaultKind::NullZone), "{entry} {offset:#x} {lanes:#x}: {kind:?}");
+            }
+        }
+    }
+}
