@@ -15,6 +15,9 @@ const GUARD: u64 = DEPTH_LIMIT as u64 + (64 << 10);
 const GATE_RESERVE: u64 = 4 << 10;
 /// Size of the alternate signal stack, bytes; the frame of a CPU with AMX takes 11 KiB.
 const SIGNAL_STACK: u64 = 64 << 10;
+/// A native stack above this size gives its pages back after each call: a handler may have touched all of them, and they would stay with
+/// the thread when the window is gone.
+const KEPT_SIZE: u64 = 8 << 20;
 /// Idle native stacks that a thread keeps.
 const IDLE_LIMIT: usize = 4;
 
@@ -213,6 +216,10 @@ impl Local {
     /// Keeps `stack` for the next invocation.
     #[inline]
     pub fn give_back(&self, stack: Box<NativeStack>) {
+        if stack.size > KEPT_SIZE {
+            // Failing, it only stays in memory. The context is above and stays as it is.
+            let _ = stack.pages.discard(stack.start(), stack.size);
+        }
         if let Some(other) = self.take_last() {
             // A thread that is ending just unmaps it.
             let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(other));

@@ -34,7 +34,7 @@ const UD2: [u8; 2] = [0x0f, 0x0b];
 pub struct LoadOptions {
     /// What text may contain; the host must be [`Host::User`].
     pub policy: Policy,
-    /// Most bytes of memory that one window may have (all its regions together).
+    /// Most bytes of memory that one window may have: all its regions and tables together, and a native stack.
     pub memory_limit: u64,
     /// Seal text and code-pointer tables with `mseal` where the kernel has it (Linux 6.10). A seal cannot be undone: the pages stay
     /// mapped to the end of the process, a few pages for every image. A host that loads images without end turns it off; text and
@@ -348,7 +348,9 @@ impl Image {
 fn regions(layout: &Layout<'_>, options: &LoadOptions) -> Result<(Vec<Region>, Region), Error> {
     let regions: Vec<Region> = (0..layout.region_count()).filter_map(|i| layout.region(i)).collect();
     let tables = u64::from(layout.table_end.cast_unsigned() - layout.table.cast_unsigned());
-    let wanted = regions.iter().map(|r| u64::from(r.end - r.start)).sum::<u64>() + tables;
+    // The native stack is as large as the data stack, but belongs to the calling thread.
+    let native = regions.iter().filter(|r| r.kind == RegionKind::Stack);
+    let wanted = regions.iter().chain(native).map(|r| u64::from(r.end - r.start)).sum::<u64>() + tables;
     if wanted > options.memory_limit {
         return Err(Error::MemoryLimit { wanted, limit: options.memory_limit });
     }

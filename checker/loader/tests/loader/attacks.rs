@@ -4,7 +4,7 @@ use crate::builder::{Builder, Built, HEAP, HEAP_END, Header, options, write_head
 use crate::in_child;
 use cordon_checker::LayoutError;
 use cordon_checker::layout::{Region, RegionKind};
-use cordon_loader::{Arg, Error, FaultKind, Image, Window};
+use cordon_loader::{Arg, Error, FaultKind, Image, LoadOptions, Window};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,38 @@ fn long_symbol_names_are_not_searched_again_and_again() {
     let started = Instant::now();
     assert!(Image::from_bytes(&file, &options()).is_ok());
     assert!(started.elapsed() < QUICK, "{:?}", started.elapsed());
+}
+
+/// Pages of this process that are in memory, in bytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("readable");
+    4096 * text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number")
+}
+
+#[test]
+fn a_native_stack_that_was_filled_does_not_stay_in_memory() {
+    in_child("attacks::a_native_stack_that_was_filled_does_not_stay_in_memory", || {
+        const SOURCE: &str = ".globl f\nf: push %rdi; dec %edi; jz 1f; call f\n1: pop %rdi; ret";
+        let mut w = Builder::new(SOURCE).stack(256 << 20).window();
+        w.call("f", &[Arg::Int(1)]).expect("returns");
+        let before = resident();
+        w.call("f", &[Arg::Int(10 << 20)]).expect("returns");
+        assert!(resident() < before + (16 << 20), "{} before, {} after", before, resident());
+        assert!(w.call("f", &[Arg::Int(20 << 20)]).expect_err("overflows").fault().is_some());
+        assert!(resident() < before + (16 << 20), "{} before, {} after", before, resident());
+    });
+}
+
+#[test]
+fn the_native_stack_counts_as_memory() {
+    let limits = |memory_limit| {
+        Image::from_bytes(
+            &Builder::new(".globl f\nf: ret").stack(64 << 20).build().file,
+            &LoadOptions { memory_limit, ..options() },
+        )
+    };
+    assert!(limits(140 << 20).is_ok());
+    assert!(matches!(limits(120 << 20), Err(Error::MemoryLimit { .. })));
 }
 
 thread_local! {
