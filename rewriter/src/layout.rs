@@ -33,7 +33,7 @@ pub struct Text {
 
 /// Function alignment in bytes.
 const ALIGN: usize = 16;
-/// Most bytes of padding that aligning a jump target may cost.
+/// Most bytes of padding that aligning a loop to 16 may cost.
 const MAX_PADDING: u32 = 10;
 
 /// Places every body, `entries[i]` being the node of body i that calls go to.
@@ -112,15 +112,16 @@ fn offsets(pieces: &[Piece], long: &[bool], out: &mut Vec<u32>) {
             Piece::Call(_) | Piece::JumpOut(None, _) => 5,
             Piece::JumpOut(Some(_), _) => 6,
             Piece::Hint(..) => 8,
-            Piece::Align(n) => padding(at, *n),
+            Piece::Align => padding(at),
         };
     }
     out.push(at);
 }
 
-fn padding(at: u32, align: u32) -> u32 {
-    let missing = at.next_multiple_of(align) - at;
-    if missing <= MAX_PADDING { missing } else { 0 }
+/// Bytes in front of a loop at `at`.
+fn padding(at: u32) -> u32 {
+    let missing = at.next_multiple_of(16) - at;
+    if missing <= MAX_PADDING { missing } else { at.next_multiple_of(8) - at }
 }
 
 fn place(plan: &Plan) -> Placed {
@@ -191,9 +192,8 @@ fn emit(placed: &mut Placed, piece: &Piece, at: &[u32], i: usize, long: bool, ta
             bytes.extend([0x0f, 0x1f, 0x84, 0xc0]);
             bytes.extend(((depth / 8) | (set << 20)).to_le_bytes());
         }
-        Piece::Align(align) => {
-            let n = padding(at[i], *align) as usize;
-            let mut rest = n;
+        Piece::Align => {
+            let mut rest = padding(at[i]) as usize;
             while rest > 0 {
                 let k = rest.min(NOPS.len());
                 bytes.extend_from_slice(NOPS[k - 1]);

@@ -16,8 +16,8 @@ pub struct Arrivals {
     recorded: Vec<bool>,
     /// The node in front ends the flow.
     after_end: Vec<bool>,
-    /// Something jumps here.
-    jumped: Vec<bool>,
+    /// Something jumps back to here: a loop.
+    looped: Vec<bool>,
 }
 
 impl Arrivals {
@@ -27,10 +27,10 @@ impl Arrivals {
         self.after_end[id as usize] && !self.recorded[id as usize]
     }
 
-    /// Whether alignment of node `id` in the original is worth keeping: it is a jump target.
+    /// Whether alignment of node `id` in the original is worth keeping: it begins a loop.
     #[must_use]
-    pub fn wants_alignment(&self, id: u32) -> bool {
-        self.jumped[id as usize]
+    pub fn begins_loop(&self, id: u32) -> bool {
+        self.looped[id as usize]
     }
 }
 
@@ -38,14 +38,14 @@ impl Arrivals {
 #[must_use]
 pub fn forward_arrivals(body: &Body) -> Arrivals {
     let n = body.nodes.len();
-    let mut a = Arrivals { recorded: vec![false; n], after_end: vec![false; n], jumped: vec![false; n] };
+    let mut a = Arrivals { recorded: vec![false; n], after_end: vec![false; n], looped: vec![false; n] };
     for (id, node) in body.nodes.iter().enumerate() {
         let falls = falls_to(node).map(|k| body.node(k));
         let table = matches!(node.flow, Flow::Switch(_));
         for to in body.successors(node) {
             let direct_next = falls == Some(to) && to as usize == id + 1;
             if !direct_next {
-                a.jumped[to as usize] |= !table;
+                a.looped[to as usize] |= !table && to as usize <= id;
                 a.recorded[to as usize] |= table || to as usize > id;
             }
         }
