@@ -11,7 +11,7 @@ use crate::fault::FaultKind;
 use crate::gates;
 use crate::pages::{Access, PAGE, Pages, SharedBytes};
 use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, USER_STACK_LOW};
-use cordon_checker::note::Note;
+use cordon_checker::note::{Note, NoteError};
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Layout, LayoutError, Policy, Summary, check, scratch_len};
 use elf::{Parts, Segment};
@@ -365,14 +365,19 @@ fn regions(layout: &Layout<'_>, options: &LoadOptions) -> Result<(Vec<Region>, R
 fn imports(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<ImportName>, Error> {
     let import = |index: u32| {
         let (_, name) = note.import(index as usize).map_err(Error::Note)?;
-        Ok(ImportName { name: name.to_owned(), built_in: gates::address(name).is_some() })
+        Ok(ImportName { name: shown(name)?, built_in: gates::address(name).is_some() })
     };
     (0..layout.imports).map(import).collect()
 }
 
+/// A name of the note, which errors show: nothing in it may act on a terminal.
+fn shown(name: &str) -> Result<String, Error> {
+    if places::is_printable(name) { Ok(name.to_owned()) } else { Err(Error::Note(NoteError::Name)) }
+}
+
 /// Names and text offsets, ascending by name.
 fn entries(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<(String, u32)>, Error> {
-    let entry = |(index, offset)| Ok((note.entry_name(index).map_err(Error::Note)?.to_owned(), offset));
+    let entry = |(index, offset)| Ok((shown(note.entry_name(index).map_err(Error::Note)?)?, offset));
     let mut entries: Vec<_> = layout.entries.iter().enumerate().map(entry).collect::<Result<_, Error>>()?;
     entries.sort();
     Ok(entries)

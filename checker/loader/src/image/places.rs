@@ -68,7 +68,16 @@ impl Places {
 /// `name` without anything that a terminal would act on, cut to [`NAME_LIMIT`].
 pub fn printable(name: &str) -> String {
     let cut = (0..=NAME_LIMIT.min(name.len())).rev().find(|&i| name.is_char_boundary(i)).unwrap_or(0);
-    name[..cut].chars().map(|c| if c.is_control() || is_direction_mark(c) { '\u{fffd}' } else { c }).collect()
+    name[..cut].chars().map(|c| if is_hidden(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Whether `name` can be shown as it is.
+pub fn is_printable(name: &str) -> bool {
+    !name.contains(is_hidden)
+}
+
+fn is_hidden(c: char) -> bool {
+    c.is_control() || is_direction_mark(c)
 }
 
 /// Invisible characters that reorder what follows.

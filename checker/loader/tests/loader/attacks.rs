@@ -3,7 +3,8 @@
 use crate::builder::{Builder, Built, HEAP, HEAP_END, Header, options, write_header};
 use crate::in_child;
 use cordon_checker::LayoutError;
-use cordon_checker::layout::{Region, RegionKind};
+use cordon_checker::layout::{Region, RegionKind, Slot};
+use cordon_checker::note::{NoteError, NoteSpec};
 use cordon_loader::{Arg, Error, FaultKind, Image, LoadOptions, Window};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ fn refusal(file: &[u8]) -> Error {
 }
 
 /// The file of `small` with another note.
-fn with_note(change: impl FnOnce(&mut cordon_checker::note::NoteSpec)) -> Vec<u8> {
+fn with_note(change: impl FnOnce(&mut NoteSpec)) -> Vec<u8> {
     let Built { mut note, labels, .. } = small();
     change(&mut note);
     crate::builder::elf(&[0x31, 0xc0, 0xc3], b"", b"", &note, &labels)
@@ -41,6 +42,20 @@ fn names_that_share_bytes_do_not_multiply_memory() {
     let names = first - 4 * 20_000;
     file[names..first].fill(0);
     assert!(matches!(refusal(&file), Error::Layout(LayoutError::Names)));
+}
+
+#[test]
+fn names_do_not_act_on_a_terminal() {
+    for name in ["\u{1b}[2J", "a\nb", "\u{202e}evil"] {
+        let entry = with_note(|n| n.entries[0].1 = name.to_owned());
+        assert!(matches!(refusal(&entry), Error::Note(NoteError::Name)), "{name:?}");
+        let import = with_note(|n| {
+            n.imports.push((1, name.to_owned()));
+            n.slots.push(Slot::Import(0));
+        });
+        assert!(matches!(refusal(&import), Error::Note(NoteError::Name)), "{name:?}");
+    }
+    assert!(Image::from_bytes(&with_note(|n| n.entries[0].1 = "été.0$x@V1".to_owned()), &options()).is_ok());
 }
 
 #[test]
