@@ -244,10 +244,12 @@ impl Functions {
         let mut labels: HashMap<SectionId, Vec<u64>> = HashMap::new();
         for (index, section) in program.sections.iter().enumerate() {
             let text = section.kind == SectionKind::Text;
+            let trailing = if text { self.scan_operands(program, SectionId(index as u32), &mut labels) } else { HashMap::new() };
             for reloc in &section.relocs {
-                // In code a 4-byte field is followed by at most an immediate: +4 is exact for every `lea` and `mov`.
+                // What a rip-relative field names counts from the instruction's end: behind the field and an immediate.
                 let relative = text && reloc.kind == elf::R_X86_64_PC32;
-                let exact = Reloc { addend: reloc.addend + if relative { 4 } else { 0 }, ..*reloc };
+                let bias = if relative { 4 + trailing.get(&reloc.offset).copied().unwrap_or(0) } else { 0 };
+                let exact = Reloc { addend: reloc.addend.wrapping_add(bias), ..*reloc };
                 if !relative && !is_absolute(reloc.kind) {
                     continue;
                 }
@@ -259,9 +261,6 @@ impl Functions {
                 } else if text {
                     self.referenced.entry(target).or_default().push(offset);
                 }
-            }
-            if text {
-                self.collect_unrelocated_labels(program, SectionId(index as u32), &mut labels);
             }
         }
         for (section, list) in &mut labels {
@@ -276,22 +275,28 @@ impl Functions {
         self.labels = labels;
     }
 
-    /// `lea label(%rip)` of the same section needs no relocation; a linear decode of each function finds them.
-    fn collect_unrelocated_labels(&self, program: &Program, id: SectionId, labels: &mut HashMap<SectionId, Vec<u64>>) {
+    /// One linear decode of each function: finds labels whose `lea label(%rip)` needs no relocation, and gives the sizes of the immediates
+    /// behind relocated displacements, by the field's offset.
+    fn scan_operands(&self, program: &Program, id: SectionId, labels: &mut HashMap<SectionId, Vec<u64>>) -> HashMap<u64, i64> {
         let section = program.section(id);
+        let mut trailing = HashMap::new();
         for range in self.in_section(id) {
             let to = usize::try_from(range.end).unwrap_or(0).min(section.data.len());
             let from = usize::try_from(range.start).unwrap_or(0).min(to);
             for insn in Decoder::with_ip(64, &section.data[from..to], range.start, DecoderOptions::NONE) {
-                let at = CodeRef { section: id, offset: insn.ip() };
-                if insn.code() == Code::Lea_r64_m
-                    && insn.is_ip_rel_memory_operand()
-                    && relocs_at(program, at, insn.len()).is_empty()
-                {
+                if !insn.is_ip_rel_memory_operand() {
+                    continue;
+                }
+                let relocs = relocs_at(program, CodeRef { section: id, offset: insn.ip() }, insn.len());
+                let immediate = crate::operand::immediate_size(&insn) as i64;
+                if let (Some(field), 1..) = (relocs.first(), immediate) {
+                    trailing.insert(field.offset, immediate);
+                } else if relocs.is_empty() && insn.code() == Code::Lea_r64_m {
                     labels.entry(id).or_default().push(insn.ip_rel_memory_address());
                 }
             }
         }
+        trailing
     }
 
     /// Greatest set of functions without a path to a return, an indirect jump or a jump to something unknown.

@@ -65,3 +65,14 @@ fn refuses_an_undefined_function_by_name() {
     assert!(problems[0].message.contains("`nowhere`"));
     assert_eq!(problems[0].place.offset, Some(4));
 }
+
+#[test]
+fn table_ends_where_the_next_object_is_compared_with_a_wide_immediate() {
+    // `cmpl $imm32,x(%rip)`: the relocation of x counts from behind the immediate; x lies directly behind the table.
+    let made = rewrite(concat!(
+        "cmpl $100000,x(%rip)\n cmp $1,%edi\n ja 9f\n mov %edi,%edi\n lea t(%rip),%rdx\n movslq (%rdx,%rdi,4),%rax\n add %rdx,%rax\n jmp *%rax\n",
+        "1: mov $1,%eax\n ret\n2: mov $2,%eax\n ret\n9: xor %eax,%eax\n ret\n",
+        ".section .rodata\nt: .long 1b-t,2b-t\nx: .long 7\n.text\n"
+    ));
+    assert_eq!(made.0.parts.note.sub_tables[0].1.len(), 3, "the trap and both cases");
+}
