@@ -3,7 +3,7 @@
 use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
-    Features, LayoutError, Policy, Rule, State, check, describe, is_start, policy::Host, sample, starts, state_at,
+    Features, LayoutError, Policy, REGION_LIMIT, Rule, State, check, describe, is_start, policy::Host, sample, starts, state_at,
 };
 
 fn validate(spec: &NoteSpec, policy: &Policy) -> Result<(), LayoutError> {
@@ -249,4 +249,42 @@ fn many_sub_tables_are_found_by_their_displacement() {
     }
     assert_eq!(jump(USER_TABLE + 0x80 + 16 * 1000), Err(Rule::Table));
     assert_eq!(jump(USER_TABLE), Err(Rule::Table));
+}
+
+#[test]
+fn regions_are_at_most_64() {
+    let with = |count: u32| {
+        let mut spec = sample::user();
+        let page = |i: u32| Region { start: 0x10_0000 + 0x1000 * i, end: 0x10_1000 + 0x1000 * i, kind: RegionKind::Rodata };
+        spec.regions.splice(1..1, (0..count).map(page));
+        validate(&spec, &Policy::USER)
+    };
+    assert_eq!(with(REGION_LIMIT as u32 - 2), Ok(()));
+    assert_eq!(with(REGION_LIMIT as u32 - 1), Err(LayoutError::Regions));
+}
+
+/// The note of the sample, its entries' and imports' names one behind the other, with its words changed.
+fn note_with(change: impl FnOnce(&mut [u32])) -> Result<(), LayoutError> {
+    let mut spec = sample::user();
+    spec.entries = vec![(0, "first".into()), (0, "second".into())];
+    let mut words: Vec<u32> = spec.to_bytes().chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
+    change(&mut words);
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    Note::parse(&bytes).expect("parses").validate(&Policy::USER)
+}
+
+#[test]
+fn names_share_no_bytes() {
+    // Header, two regions, three slots, a sub-table, two entries; then the names of entries, the imports.
+    let first = 19 + 2 * 3 + 3 + 7 + 2;
+    assert_eq!(note_with(|_| ()), Ok(()));
+    assert_eq!(note_with(|w| assert_eq!(w[first..first + 6], [0, 6, 1, 13, 2, 17])), Ok(()));
+    let refused = Err(LayoutError::Names);
+    assert_eq!(note_with(|w| w[first + 1] = 0), refused, "the same name twice");
+    assert_eq!(note_with(|w| w[first + 1] = 3), refused, "the end of another name");
+    assert_eq!(note_with(|w| w[first + 1] = 5), refused, "the NUL of another name");
+    assert_eq!(note_with(|w| w[first + 3] = 6), refused, "an import's name that is an entry's");
+    assert_eq!(note_with(|w| w.swap(first, first + 1)), refused, "names out of order");
+    assert_eq!(note_with(|w| w[first + 5] = u32::MAX), refused, "a name outside the strings");
+    assert_eq!(note_with(|w| w[first + 1] = 7), Ok(()), "a gap is fine");
 }

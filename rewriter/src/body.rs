@@ -3,7 +3,7 @@
 //! A body is everything that direct jumps, switches and fall-through reach from one entry, tail calls excepted. Depth analysis and discovery
 //! are one fixpoint, since a switch can only be followed when the value of its table register is known.
 
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Reason};
 use crate::functions::{BranchTarget, CodeRef, Functions, branch_target, decode, exact_target, is_noreturn_name};
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{Table, TableId};
@@ -367,14 +367,7 @@ impl<'a> Discovery<'a> {
         }
     }
 
-    fn flow(
-        &mut self,
-        id: u32,
-        key: Key,
-        next: Key,
-        insn: &Instruction,
-        state: &mut State,
-    ) -> Result<Flow, (&'static str, String)> {
+    fn flow(&mut self, id: u32, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         let far = insn.is_call_far_indirect() || insn.is_jmp_far_indirect() || insn.is_call_far() || insn.is_jmp_far();
         if far || (insn.flow_control() == FlowControl::Return && insn.mnemonic() != Mnemonic::Ret) {
             return Err(("privileged-instruction", format!("`{insn}` is not for handlers")));
@@ -414,14 +407,7 @@ impl<'a> Discovery<'a> {
         }
     }
 
-    fn straight(
-        &mut self,
-        id: u32,
-        key: Key,
-        next: Key,
-        insn: &Instruction,
-        state: &mut State,
-    ) -> Result<Flow, (&'static str, String)> {
+    fn straight(&mut self, id: u32, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         if insn.mnemonic() == Mnemonic::Hlt {
             return Ok(Flow::Trap);
         }
@@ -438,7 +424,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// Falling into another function is a tail call in disguise; only at depth 0 has it a meaning.
-    fn checked_next(&self, next: Key, state: &State) -> Result<Key, (&'static str, String)> {
+    fn checked_next(&self, next: Key, state: &State) -> Result<Key, Reason> {
         let starts = self.functions.start_at(next.at).is_some_and(|r| !r.cold) && next.at != self.entry;
         if starts && (state.depth != 0 || state.dynamic) {
             let name = &self.functions.start_at(next.at).expect("checked above").name;
@@ -447,7 +433,7 @@ impl<'a> Discovery<'a> {
         Ok(next)
     }
 
-    fn align(&mut self, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
+    fn align(&mut self, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         let mask = insn.try_immediate(1).unwrap_or(0).cast_signed();
         let align = mask.wrapping_neg();
         if insn.op1_kind() == OpKind::Register || state.dynamic || align <= 0 || align & (align - 1) != 0 || align > MAX_ALIGN {
@@ -462,7 +448,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `Ok(Ok)` within the body, `Ok(Err)` out of it.
-    fn direct(&mut self, key: Key, insn: &Instruction, state: &State) -> Result<Result<Key, Outside>, (&'static str, String)> {
+    fn direct(&mut self, key: Key, insn: &Instruction, state: &State) -> Result<Result<Key, Outside>, Reason> {
         match branch_target(self.program, key.at, insn) {
             BranchTarget::Code(at) => {
                 let other = self.functions.start_at(at).filter(|r| !r.cold && at != self.entry);
@@ -478,7 +464,7 @@ impl<'a> Discovery<'a> {
         }
     }
 
-    fn call(&mut self, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
+    fn call(&mut self, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         if insn.op0_kind() != OpKind::NearBranch64 {
             return Err(("privileged-instruction", format!("`{insn}` is not for handlers")));
         }
@@ -503,7 +489,7 @@ impl<'a> Discovery<'a> {
         })
     }
 
-    fn call_out(&self, out: Outside, next: Key, state: &mut State) -> Result<Flow, (&'static str, String)> {
+    fn call_out(&self, out: Outside, next: Key, state: &mut State) -> Result<Flow, Reason> {
         let (returns, clobbers) = match out {
             Outside::Function(at) => {
                 self.take_popped(at, state)?;
@@ -516,7 +502,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// A callee that ends in `ret $n` takes its stack arguments with it.
-    fn take_popped(&self, callee: CodeRef, state: &mut State) -> Result<(), (&'static str, String)> {
+    fn take_popped(&self, callee: CodeRef, state: &mut State) -> Result<(), Reason> {
         let by = i32::from(self.functions.pops(callee));
         if by == 0 {
             return Ok(());
@@ -528,7 +514,7 @@ impl<'a> Discovery<'a> {
         Ok(())
     }
 
-    fn indirect(&mut self, id: u32, key: Key, insn: &Instruction, state: &mut State) -> Result<Flow, (&'static str, String)> {
+    fn indirect(&mut self, id: u32, key: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         if let Some(out) = self.through_got(key, insn) {
             if state.depth != 0 || state.dynamic {
                 return Err((

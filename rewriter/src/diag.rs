@@ -53,6 +53,9 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// Why an instruction or relocation cannot be carried over, before its place is known: code and message.
+pub type Reason = (&'static str, String);
+
 /// The refusals of one run, in input order. Never empty as an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusals(pub Vec<Diagnostic>);

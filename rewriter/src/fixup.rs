@@ -1,10 +1,10 @@
 //! Phase 9: data sections with their relocations resolved to window offsets, slots and table indices.
 
-use crate::diag::{Diagnostic, Refusals};
+use crate::diag::{Diagnostic, Reason, Refusals};
 use crate::elf;
 use crate::emit::Segment;
 use crate::functions::{CodeRef, exact_target};
-use crate::plan::{Env, Refusal};
+use crate::plan::Env;
 use crate::program::{Reloc, SectionId, SectionKind};
 use crate::select::GotWord;
 use crate::tables::TableKind;
@@ -59,7 +59,7 @@ fn put(bytes: &mut Vec<u8>, at: usize, what: &[u8]) {
 }
 
 /// The window offset, slot value or number that `symbol + addend` stands for in data of no particular body.
-fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, Refusal> {
+fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, Reason> {
     DataValues { env }.value(reloc)
 }
 
@@ -74,7 +74,7 @@ fn got(env: Env<'_>, word: GotWord) -> i64 {
 }
 
 /// The number that goes into a relocated field, and the field's width in bytes.
-type Field = Result<(i64, usize), Refusal>;
+type Field = Result<(i64, usize), Reason>;
 
 fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Field {
     let place = i64::from(at) + reloc.offset.cast_signed();
@@ -104,7 +104,7 @@ fn value(env: Env<'_>, id: SectionId, at: u32, reloc: &Reloc) -> Field {
 }
 
 /// A reference to the inside of a function that is reached must be one that some jump of it was seen to use.
-fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), Refusal> {
+fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), Reason> {
     let Some((section, offset)) = exact_target(env.program, reloc) else { return Ok(()) };
     let relative = matches!(reloc.kind, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32);
     let at = CodeRef { section, offset };
@@ -151,7 +151,7 @@ struct DataValues<'a> {
 }
 
 impl DataValues<'_> {
-    fn value(&self, reloc: &Reloc) -> Result<i64, Refusal> {
+    fn value(&self, reloc: &Reloc) -> Result<i64, Reason> {
         use crate::program::Definition;
         let env = self.env;
         let symbol = env.program.symbol(reloc.symbol);

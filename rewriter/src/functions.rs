@@ -59,12 +59,6 @@ pub fn exact_target(program: &Program, reloc: &Reloc) -> Option<(SectionId, u64)
     }
 }
 
-/// Whether relocations of this type are relative to their own place.
-#[must_use]
-pub fn is_pc_relative(kind: u32) -> bool {
-    matches!(kind, elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 | elf::R_X86_64_PC64 | elf::R_X86_64_PC8 | elf::R_X86_64_PC16)
-}
-
 /// Whether relocations of this type name an absolute address.
 #[must_use]
 pub fn is_absolute(kind: u32) -> bool {

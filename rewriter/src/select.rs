@@ -8,7 +8,7 @@ use crate::operand::immediate_size;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolId, SymbolKind};
 use crate::transfer::is_got;
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Functions that the loader provides when the objects leave them undefined.
 pub const GATES: &[&str] = &["memcpy", "memmove", "memset", "memcmp", "strlen"];
@@ -283,10 +283,4 @@ pub fn code_bias(reloc: &Reloc, insn: &iced_x86::Instruction) -> i64 {
         elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 | elf::R_X86_64_TLSGD | elf::R_X86_64_TLSLD | elf::R_X86_64_GOTTPOFF
     ) || is_got(reloc.kind);
     if relative { 4 + immediate_size(insn) as i64 } else { 0 }
-}
-
-/// Numbers import names in slot order.
-#[must_use]
-pub fn import_numbers(imports: &BTreeSet<String>) -> BTreeMap<String, u32> {
-    imports.iter().enumerate().map(|(i, n)| (n.clone(), i as u32)).collect()
 }

@@ -1,11 +1,11 @@
 //! Phase 6: the window map (DESIGN §2): table slots, data sections, thread-local block, GOT words, arena, areas, stack.
 
+use crate::Options;
 use crate::body::{Body, Context, Flow};
 use crate::diag::{Diagnostic, Place, Refusals};
 use crate::functions::CodeRef;
 use crate::program::{Program, SectionId, SectionKind};
 use crate::select::{GotWord, Selection};
-use crate::{Options, select};
 use cordon_checker::layout::{self, Region, RegionKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -88,8 +88,8 @@ fn too_big(what: &str) -> Refusals {
 impl Space {
     fn slots(&mut self, chosen: &Selection) -> Result<(), Refusals> {
         let mut next = 1;
-        for (name, _) in select::import_numbers(&chosen.imports) {
-            self.import_slots.insert(name, next);
+        for name in &chosen.imports {
+            self.import_slots.insert(name.clone(), next);
             next += 1;
         }
         for at in &chosen.address_taken {

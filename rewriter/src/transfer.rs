@@ -1,6 +1,7 @@
 //! The effect of one instruction on the abstract state.
 
 use crate::body::{Discovery, Key};
+use crate::diag::Reason;
 use crate::elf;
 use crate::functions::{CodeRef, decode, exact_target, relocs_at};
 use crate::liveness::CALLER_SAVED;
@@ -8,8 +9,6 @@ use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{self, TableKind};
 use crate::values::{Slot, State, Value};
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-
-type Refusal = (&'static str, String);
 
 /// The state after a call that may change the registers `clobbers` (bit = number).
 pub fn clobber_by_call(state: &mut State, clobbers: u16) {
@@ -136,7 +135,7 @@ pub(crate) fn load(ctx: &mut Discovery<'_>, at: CodeRef, insn: &Instruction, sta
 }
 
 /// Applies `insn` (no control transfer) to `state`.
-pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     match insn.mnemonic() {
         Mnemonic::Push => return push(id, insn, state),
         Mnemonic::Pop => return pop(insn, state),
@@ -164,7 +163,7 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
     Ok(())
 }
 
-fn refused(insn: &Instruction) -> Refusal {
+fn refused(insn: &Instruction) -> Reason {
     ("unsupported-instruction", format!("`{insn}` cannot be carried over"))
 }
 
@@ -189,7 +188,7 @@ pub fn resets_rsp(insn: &Instruction) -> bool {
     }
 }
 
-fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     if insn.stack_pointer_increment() != -8 {
         return Err(refused(insn));
     }
@@ -202,7 +201,7 @@ fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn pop(insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+fn pop(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     if insn.stack_pointer_increment() != 8 {
         return Err(refused(insn));
     }
@@ -224,7 +223,7 @@ fn pop(insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn leave(insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+fn leave(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     let Value::Stack(at) = state.register(Register::RBP) else {
         return Err(("unknown-stack-pointer", format!("`{insn}`: rbp is not known to point into the frame")));
     };
@@ -239,7 +238,7 @@ fn leave(insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
 }
 
 /// Any other instruction that writes rsp.
-fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     let immediate = |i| insn.try_immediate(i).ok().and_then(|v| i32::try_from(v.cast_signed()).ok());
     let by_register = insn.op_count() == 2 && insn.op1_kind() == OpKind::Register;
     let new = match insn.mnemonic() {
@@ -287,13 +286,13 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
     Ok(())
 }
 
-fn unknown_sp(insn: &Instruction) -> Refusal {
+fn unknown_sp(insn: &Instruction) -> Reason {
     ("unknown-stack-pointer", format!("`{insn}` moves the stack pointer by an unknown amount"))
 }
 
 /// `sub %reg,%rsp` and its kin: from here on rsp stands for the arena word; the native stack keeps a static depth with room for what
 /// `dynamic.rs` saves there and for stack arguments.
-fn begin_dynamic(ctx: &Discovery<'_>, state: &mut State) -> Result<(), Refusal> {
+fn begin_dynamic(ctx: &Discovery<'_>, state: &mut State) -> Result<(), Reason> {
     if !state.dynamic {
         state.set_depth(state.depth + crate::dynamic::frame_bytes(ctx.dynamic_arguments));
         state.dynamic = true;
@@ -302,7 +301,7 @@ fn begin_dynamic(ctx: &Discovery<'_>, state: &mut State) -> Result<(), Refusal> 
 }
 
 /// `cmp` of rsp with the end of memory about to be allocated: a probe loop for `alloca` starts here, rsp is virtual from now on.
-fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -> Result<(), Refusal> {
+fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     let (a, b) = (insn.op0_register(), insn.op1_register());
     let other = if a == Register::RSP { b } else { a };
     if insn.op1_kind() == OpKind::Register

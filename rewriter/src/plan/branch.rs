@@ -2,7 +2,7 @@
 
 use super::{Borrow, Piece, Planned, Planner, Target, UD2, encode, ok};
 use crate::body::{Body, Flow, Key, Node, Outside};
-use crate::diag::Diagnostic;
+use crate::diag::Reason;
 use crate::program::Reloc;
 use crate::select::TLS_RESOLVER;
 use crate::space::Group;
@@ -71,7 +71,7 @@ fn condition(insn: &Instruction) -> u8 {
 }
 
 /// The first jump table that would be needed but does not exist names a rewriter bug, never an input's.
-fn internal(what: &str) -> super::Refusal {
+fn internal(what: &str) -> Reason {
     ("internal", what.to_owned())
 }
 
@@ -402,10 +402,4 @@ fn table_unit(register: Register, bits: u32, base: i32, call: bool) -> Vec<u8> {
     }
     bytes.extend(base.to_le_bytes());
     bytes
-}
-
-/// A diagnostic without a place in the input.
-#[must_use]
-pub fn unplaced(code: &'static str, message: String) -> Diagnostic {
-    Diagnostic::new(crate::diag::Place { object: "image".into(), ..Default::default() }, code, message)
 }

@@ -9,7 +9,7 @@ pub mod string;
 pub use string::gate_name;
 
 use crate::body::{Body, Flow, Node};
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Reason};
 use crate::functions::{CodeRef, Functions};
 use crate::liveness::Liveness;
 use crate::program::Program;
@@ -69,24 +69,11 @@ pub struct Env<'a> {
     pub bodies: &'a HashMap<CodeRef, usize>,
 }
 
-/// Why an instruction cannot be carried over: code and message.
-pub type Refusal = (&'static str, String);
-
-impl From<Failure> for Refusal {
-    fn from(f: Failure) -> Refusal {
-        ("unencodable", f.0.to_string())
-    }
-}
-
-/// An encoder error.
-#[derive(Debug)]
-pub struct Failure(IcedError);
-
-pub(crate) type Planned<T> = Result<T, Refusal>;
+pub(crate) type Planned<T> = Result<T, Reason>;
 
 /// Turns an encoder error into a refusal.
 pub(crate) fn ok<T>(result: Result<T, IcedError>) -> Planned<T> {
-    result.map_err(|e| Failure(e).into())
+    result.map_err(|e| ("unencodable", e.to_string()))
 }
 
 /// Displacement from native to data stack.
@@ -323,7 +310,7 @@ fn strip_prefixes(insn: &mut Instruction) {
 }
 
 /// The refusal of an instruction that the checker's allow-list does not have.
-fn refused(insn: &Instruction) -> Refusal {
+fn refused(insn: &Instruction) -> Reason {
     let privileged = insn.is_privileged() || matches!(insn.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysenter | Mnemonic::Int);
     if privileged {
         ("privileged-instruction", format!("`{insn}` is not for handlers"))
