@@ -57,6 +57,6 @@ pub use describe::{Description, Flow, MemoryOperand, describe};
 pub use layout::Layout;
 pub use policy::{Features, Policy};
 pub use state::{State, is_start, starts, state_at};
-pub use validate::{LayoutError, MAIN_BITS_LIMIT, PAGE, REGION_LIMIT};
+pub use validate::{LayoutError, MAIN_BITS_LIMIT, PAGE, REGION_LIMIT, TABLE_LIMIT};
 pub use verdict::{Reject, Rule, Summary};
 pub use walk::{TEXT_LIMIT, check, scratch_len};

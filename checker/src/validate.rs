@@ -11,6 +11,8 @@ pub const PAGE: u32 = 4096;
 pub const MAIN_BITS_LIMIT: u32 = 13;
 /// Most regions: each becomes a mapping of the host, which has a limited number of them.
 pub const REGION_LIMIT: usize = 64;
+/// Most bytes of table pages (2 million slots): a host fills all of them for every window, and may never get them back (`mseal`).
+pub const TABLE_LIMIT: i64 = 16 << 20;
 /// Kernel: bytes below the window that hold the table.
 pub const CONTROL: i64 = 128 << 10;
 
@@ -40,8 +42,8 @@ layout_errors! {
     Depth, "the image's stack depth is not a multiple of 8 or above the policy's";
     /// An array of the note has a partial record.
     Records, "an array of the layout is not a whole number of records";
-    /// Table pages unaligned, empty, or outside the place that the host reserves for them.
-    TablePages, "the table pages are unaligned, empty or out of place";
+    /// Table pages unaligned, empty, more than [`TABLE_LIMIT`], or outside the place that the host reserves for them.
+    TablePages, "the table pages are unaligned, empty, too many or out of place";
     /// Main table too large or not inside the table pages.
     MainTable, "the main table is too large or leaves the table pages";
     /// A main slot is beyond the table, names no import, or slot 0 is not the trap.
@@ -113,7 +115,8 @@ impl Layout<'_> {
             Host::User => (i64::from(NULL_ZONE_END), i64::from(MEMORY_END)),
             Host::Kernel => (i64::from(PAGE).saturating_sub(CONTROL), 0_i64.saturating_sub(i64::from(PAGE))),
         };
-        ensure(page_aligned(start) && page_aligned(end) && low <= start && start < end && end <= high, LayoutError::TablePages)
+        let sized = page_aligned(start) && page_aligned(end) && start < end && end.saturating_sub(start) <= TABLE_LIMIT;
+        ensure(sized && low <= start && end <= high, LayoutError::TablePages)
     }
 
     fn validate_main_table(&self) -> Check {

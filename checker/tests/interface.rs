@@ -3,7 +3,8 @@
 use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
-    Features, LayoutError, Policy, REGION_LIMIT, Rule, State, check, describe, is_start, policy::Host, sample, starts, state_at,
+    Features, LayoutError, Policy, REGION_LIMIT, Rule, State, TABLE_LIMIT, check, describe, is_start, policy::Host, sample,
+    starts, state_at,
 };
 
 fn validate(spec: &NoteSpec, policy: &Policy) -> Result<(), LayoutError> {
@@ -249,6 +250,18 @@ fn many_sub_tables_are_found_by_their_displacement() {
     }
     assert_eq!(jump(USER_TABLE + 0x80 + 16 * 1000), Err(Rule::Table));
     assert_eq!(jump(USER_TABLE), Err(Rule::Table));
+}
+
+#[test]
+fn table_pages_are_at_most_16_mib() {
+    let with = |bytes: i64| {
+        let mut spec = sample::user();
+        spec.table_end = spec.table + bytes as i32;
+        spec.regions[0] = Region { start: 0x200_0000, end: 0x200_1000, kind: RegionKind::Data };
+        validate(&spec, &Policy::USER)
+    };
+    assert_eq!(with(TABLE_LIMIT), Ok(()));
+    assert_eq!(with(TABLE_LIMIT + 0x1000), Err(LayoutError::TablePages));
 }
 
 #[test]
