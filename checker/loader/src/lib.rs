@@ -31,7 +31,8 @@
 //!
 //! * Faults of handlers are signals ([`SIGNALS`]). The loader installs its action for them on first use and passes on what is not a
 //!   handler's; a host that installs its own later must pass on in the same way. The signals must not be blocked while a handler runs.
-//!   Every thread that calls a window gets an alternate signal stack of 64 KiB.
+//!   Every thread that calls a window gets an alternate signal stack of 64 KiB in place of its own, which must not be taken away again: a
+//!   handler that overflows its native stack can be stopped only there.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be

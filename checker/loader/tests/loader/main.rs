@@ -9,6 +9,7 @@ mod gates;
 mod hostile;
 mod leaks;
 mod places;
+mod soup;
 
 use std::process::{Command, ExitStatus};
 

@@ -1,0 +1,180 @@
+//! Random accepted text, with calls of every gate at any depth, run under host signals: a call ends with a value or a report, nothing
+//! outside the window is ever touched, no instruction is unknown to the processor, and the host goes on.
+
+use crate::builder::{Builder, Built, HEAP, HEAP_END, elf, options};
+use crate::gates::control_words;
+use crate::in_child;
+use cordon_checker::policy::Host;
+use cordon_checker::{Flow, describe};
+use cordon_loader::{Arg, BUILT_IN_GATES, Error, FaultKind, Image, Imports, Window};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.next().is_multiple_of(n)
+    }
+
+    /// An accepted instruction that only falls through, and whether it pushes.
+    fn instruction(&mut self) -> (Vec<u8>, bool) {
+        const HEADS: [&[u8]; 16] = [
+            &[],
+            &[],
+            &[0x48],
+            &[0x41],
+            &[0x4d],
+            &[0x66],
+            &[0x0f],
+            &[0x66, 0x0f],
+            &[0xf3, 0x0f],
+            &[0xf2, 0x0f],
+            &[0x0f, 0x38],
+            &[0x66, 0x0f, 0x38],
+            &[0x66, 0x0f, 0x3a],
+            &[0xc5],
+            &[0xc4],
+            &[0xf0],
+        ];
+        loop {
+            let mut bytes = if self.one_in(4) { vec![0x65, 0x67] } else { Vec::new() };
+            bytes.extend(HEADS[self.next() as usize % HEADS.len()]);
+            bytes.extend(self.next().to_le_bytes());
+            bytes.extend([0; 8]);
+            let Ok(what) = describe(&bytes, Host::User) else { continue };
+            bytes.truncate(what.len);
+            let opcode = bytes[usize::from(bytes[0] & 0xf0 == 0x40).min(bytes.len() - 1)];
+            let legacy = bytes.len() <= 2 && matches!(opcode, 0x50..=0x5f);
+            let pops = legacy && opcode >= 0x58;
+            let hint = bytes.starts_with(&[0x0f, 0x1f, 0x84, 0xc0]);
+            if what.flow == Flow::Next && what.gpr_writes & 1 << 4 == 0 && !pops && !hint {
+                return (bytes, legacy);
+            }
+        }
+    }
+}
+
+/// One function of random items; forward branches only, so it ends.
+fn function(random: &mut Random) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut depth = 0_u8;
+    // Every register in the heap's middle to begin with.
+    for register in (0..16_u8).filter(|register| *register != 4) {
+        if register >= 8 {
+            text.push(0x41);
+        }
+        text.push(0xb8 | register & 7);
+        text.extend((HEAP + 0x20_0000 + 64 * u32::from(register)).to_le_bytes());
+    }
+    for _ in 0..1 + random.next() % 24 {
+        match random.next() % 16 {
+            // mov $offset,%r32: somewhere in the heap or near its ends.
+            0..=3 => {
+                let register = (random.next() % 8) as u8;
+                let near = [HEAP, HEAP, HEAP, HEAP_END - 64, HEAP_END - 64, 0, 0xffff_ffc0, 0x1_0000][random.next() as usize % 8];
+                let value = near.wrapping_add(64 * (random.next() as u32 % 128) * u32::from(random.one_in(2)));
+                text.push(if register == 4 { 0xb9 } else { 0xb8 | register });
+                text.extend(value.to_le_bytes());
+            }
+            // call of an import; a small count for the gates that have one.
+            4..=5 => {
+                text.extend([0xb9, (random.next() % 100) as u8, 0, 0, 0, 0xba, (random.next() % 100) as u8, 0, 0, 0]);
+                let slot = 1 + random.next() as usize % (BUILT_IN_GATES.len() + 1);
+                text.extend([0x65, 0xff, 0x14, 0x25]);
+                text.extend((0x1_0000 + 8 * slot as u32).to_le_bytes());
+            }
+            6 => {
+                // jcc over the next instruction.
+                let (bytes, pushes) = random.instruction();
+                if !pushes {
+                    text.extend([0x70 | (random.next() % 16) as u8, bytes.len() as u8]);
+                    text.extend(bytes);
+                }
+            }
+            7 if depth < 100 => {
+                text.extend([0x48, 0x83, 0xec, 8]);
+                depth += 8;
+            }
+            _ => {
+                let (bytes, pushes) = random.instruction();
+                if !pushes || depth < 100 {
+                    text.extend(bytes);
+                    depth += 8 * u8::from(pushes);
+                }
+            }
+        }
+    }
+    text.extend([0x48, 0x83, 0xc4, depth, 0xc3]);
+    text
+}
+
+static SIGNALS_SEEN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_timer(_: libc::c_int) {
+    SIGNALS_SEEN.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A signal every 200 µs of processor time.
+fn start_timer() {
+    // SAFETY: a handler that only counts.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_timer as *const () as usize;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+        libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut());
+        let tick = libc::timeval { tv_sec: 0, tv_usec: 200 };
+        libc::setitimer(libc::ITIMER_PROF, &libc::itimerval { it_interval: tick, it_value: tick }, std::ptr::null_mut());
+    }
+}
+
+#[test]
+fn random_accepted_text_stays_inside() {
+    in_child("soup::random_accepted_text_stays_inside", || {
+        start_timer();
+        let imports = Imports::new().function("host", |call, [a, b, ..]| {
+            let _ = call.write(a & 0xffff_ffff, &b.to_le_bytes());
+            a ^ b
+        });
+        let names: Vec<&'static str> = BUILT_IN_GATES.iter().copied().chain(["host"]).collect();
+        let Built { note, .. } = Builder::new(".globl f\nf: ret").imports(&names).build();
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        let words = control_words();
+        let (mut accepted, mut returned) = (0, 0);
+        let mut kinds = BTreeMap::new();
+        let tries = std::env::var("CORDON_TRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1500);
+        for _ in 0..tries {
+            let text = function(&mut random);
+            let image = match Image::from_bytes(&elf(&text, b"", b"", &note, &BTreeMap::new()), &options()) {
+                Ok(image) => image,
+                Err(Error::Rejected(_) | Error::Cpu(_)) => continue,
+                Err(other) => panic!("{other}: {text:02x?}"),
+            };
+            accepted += 1;
+            let mut window = Window::new(&image, &imports).expect("makes a window");
+            for _ in 0..4 {
+                let args = [random.next(), random.next(), random.next(), u64::from(HEAP)].map(Arg::Int);
+                match window.call("f", &args) {
+                    Ok(_) => returned += 1,
+                    Err(Error::Fault(fault)) => {
+                        let odd =
+                            matches!(fault.kind, FaultKind::Outside | FaultKind::IllegalInstruction | FaultKind::MemoryError);
+                        assert!(!odd, "{fault}: {text:02x?}");
+                        *kinds.entry(format!("{:?}", fault.kind)).or_insert(0) += 1;
+                    }
+                    Err(other) => panic!("{other}: {text:02x?}"),
+                }
+                assert_eq!(control_words(), words, "{text:02x?}");
+            }
+        }
+        println!("{accepted} accepted, {returned} calls returned, {kinds:?}, {} signals", SIGNALS_SEEN.load(Ordering::Relaxed));
+        assert!(accepted > tries / 2 && returned > 0 && SIGNALS_SEEN.load(Ordering::Relaxed) > 0);
+    });
+}
