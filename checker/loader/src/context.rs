@@ -4,8 +4,8 @@
 //! `(rsp & !0xffff_ffff) | HOME`. A handler cannot read it: no window access reaches it and no accepted instruction loads through rsp
 //! above its own frames.
 
+use crate::time::Clock;
 use cordon_checker::layout::USER_STACK_LOW;
-use std::sync::atomic::AtomicU32;
 
 /// Low 32 bits of the context's address: right above the return address of an outermost entry.
 pub const HOME: u64 = USER_STACK_LOW as u64 + 8;
@@ -42,6 +42,8 @@ pub mod stop {
     pub const STACK: u32 = 3;
     /// A host function ended the call.
     pub const IMPORT: u32 = 4;
+    /// The timer's signal handler ended a call that ran too long.
+    pub const TIME: u32 = 5;
 }
 
 /// State of one entry; a nested entry on the same native stack saves and restores it as a whole.
@@ -127,8 +129,7 @@ pub struct Context {
     /// Mapped native stack and the guard below it.
     pub stack_start: u64,
     pub guard_start: u64,
-    /// Set from outside to end the call when the running host function returns.
-    pub pending: AtomicU32,
+    pub clock: Clock,
     /// Entries of this thread that are nested in each other, this one included.
     pub nesting: u32,
     /// Context of the next outer invocation of this thread, or 0.

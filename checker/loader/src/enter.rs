@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::fault::Fault;
 use crate::imports::host_import;
 use crate::thread;
+use crate::time::Overrun;
 use crate::window::Inner;
 use std::arch::global_asm;
 use std::mem::offset_of;
 use std::ptr;
-use std::sync::atomic::Ordering;
 
 /// Entries that may be nested in each other on one thread, through host imports.
 pub const NESTING_LIMIT: u32 = 16;
@@ -112,8 +112,8 @@ pub struct Invocation {
 /// Calls text address `target` in `window`.
 ///
 /// # Errors
-/// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] if this thread's native stack
-/// cannot be made.
+/// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] or [`Error::Timer`] if this thread
+/// gets no native stack or timer.
 pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
     let local = thread::local()?;
     let outer = local.current.get();
@@ -124,6 +124,10 @@ pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64;
     let nesting = if outer.is_null() { 1 } else { unsafe { (*outer).nesting + 1 } };
     if nesting > NESTING_LIMIT {
         return Err(Error::Nesting);
+    }
+    if !outer.is_null() {
+        // SAFETY: as above.
+        outer_in_time(window, unsafe { &*outer })?;
     }
     let stack = local.take_stack(window.image.stack_size())?;
     let cx = stack.context();
@@ -137,8 +141,14 @@ pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64;
         (*cx).nesting = nesting;
         (*cx).outer = outer as u64;
         (*cx).invocation = ptr::from_mut(&mut invocation) as u64;
+        (*cx).clock.begin(window.limit);
     }
     local.current.set(cx);
+    if let Err(error) = local.timer.watch(window.limit.period) {
+        local.current.set(outer);
+        local.give_back(stack);
+        return Err(error);
+    }
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
     let code = unsafe { run(cx, cx as u64, window.flags, ints, floats) };
@@ -152,6 +162,14 @@ pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64;
     };
     local.give_back(stack);
     returned
+}
+
+/// Refuses a call from a host function of a call that has met its limit.
+fn outer_in_time(window: &Inner, outer: &Context) -> Result<(), Error> {
+    match outer.clock.pending() {
+        None => Ok(()),
+        Some(overrun) => Err(Error::Fault(Box::new(Fault::not_begun(window, Overrun { outer: true, ..overrun })))),
+    }
 }
 
 /// Calls text address `target` in the window of the invocation `cx`, from a host function which that invocation called; it runs below
@@ -235,7 +253,6 @@ unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64) {
 unsafe fn ended(window: &Inner, cx: *mut Context, code: u32, invocation: &mut Invocation) -> Error {
     // SAFETY: the caller's promise.
     let cx = unsafe { &mut *cx };
-    cx.pending.store(0, Ordering::Relaxed);
     match code {
         stop::IMPORT => invocation.outcome.take().unwrap_or(Error::Internal("a host function ended the call without a reason")),
         _ => Error::Fault(Box::new(Fault::of(window, cx, code))),

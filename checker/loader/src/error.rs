@@ -59,7 +59,10 @@ pub enum Error {
     /// A window was entered from a signal handler on the alternate signal stack, where a fault's signal would overwrite that handler's frames.
     #[error("a window was entered on the alternate signal stack")]
     SignalStack,
-    /// The handler was stopped by a fault.
+    /// The kernel gave this thread no timer for the time limit, so nothing was called.
+    #[error("no timer for the time limit: {0}")]
+    Timer(io::Error),
+    /// The handler was stopped, by a fault or at its time limit.
     #[error("handler stopped: {0}")]
     Fault(Box<Fault>),
     /// A host import ended the call.
@@ -71,7 +74,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The fault, if a fault ended the call.
+    /// The fault, if a fault or the time limit ended the call.
     #[must_use]
     pub fn fault(&self) -> Option<&Fault> {
         match self {

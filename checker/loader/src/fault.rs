@@ -5,6 +5,7 @@ use crate::enter;
 use crate::gates;
 use crate::image::places::Origin;
 use crate::thread;
+use crate::time::Overrun;
 use crate::window::Inner;
 use cordon_checker::layout::NULL_ZONE_END;
 use std::cell::UnsafeCell;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
+use std::time::Duration;
 
 /// Signals that a fault of a handler can raise.
 pub const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
@@ -74,6 +76,8 @@ pub enum FaultKind {
     MemoryError,
     /// A fault outside the window; its address belongs to the host and is not told.
     Outside,
+    /// The call took longer than its time limit; [`Fault::overrun`] has the details.
+    TimeLimit,
 }
 
 impl FaultKind {
@@ -96,6 +100,7 @@ impl FaultKind {
             FaultKind::GateRange => "range given to a gate leaves the window",
             FaultKind::MemoryError => "memory error",
             FaultKind::Outside => "fault outside the window",
+            FaultKind::TimeLimit => "time limit exceeded",
         }
     }
 }
@@ -126,7 +131,7 @@ pub struct FaultRegisters {
 #[non_exhaustive]
 pub struct Fault {
     pub kind: FaultKind,
-    /// Text offset of the faulting instruction; for a fault in a gate or stub, the return address of its call.
+    /// Text offset of the instruction at which the call ended; in a gate, stub or host function, the return address of its call.
     pub text_offset: Option<u32>,
     /// Function that contains it, with the distance from its start.
     pub function: Option<(String, u32)>,
@@ -137,8 +142,12 @@ pub struct Fault {
     /// Window offset of the access.
     pub address: Option<u32>,
     pub access: Option<FaultAccess>,
-    /// Absent for faults in gates.
+    /// Absent for faults in gates and host functions.
     pub registers: Option<FaultRegisters>,
+    /// The host function after which the time limit ended the call.
+    pub import: Option<String>,
+    /// Which time limit ended the call.
+    pub overrun: Option<Overrun>,
 }
 
 impl std::error::Error for Fault {}
@@ -146,6 +155,11 @@ impl std::error::Error for Fault {}
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
+        if let Some(overrun) = self.overrun {
+            let elapsed = Duration::from_micros(overrun.elapsed.as_micros() as u64);
+            let whose = if overrun.outer { " of an outer call" } else { "" };
+            write!(f, " ({:?}{whose}, ended after {elapsed:?})", overrun.limit)?;
+        }
         match self.access {
             Some(FaultAccess::Read) => write!(f, " (read)")?,
             Some(FaultAccess::Write) => write!(f, " (write)")?,
@@ -156,6 +170,9 @@ impl fmt::Display for Fault {
         }
         if let Some(gate) = self.gate {
             write!(f, " in gate `{gate}`")?;
+        }
+        if let Some(import) = &self.import {
+            write!(f, " in import `{import}`")?;
         }
         match (&self.function, self.text_offset) {
             (Some((name, distance)), Some(offset)) => write!(f, " in {name}+{distance:#x} (text offset {offset:#x})")?,
@@ -174,6 +191,10 @@ impl Fault {
     pub(crate) fn of(window: &Inner, cx: &Context, code: u32) -> Fault {
         match code {
             stop::FAULT => Fault::from_signal(window, cx, &cx.fault),
+            stop::TIME => {
+                let overrun = Some(cx.clock.overrun());
+                Fault { overrun, ..Fault::interrupted(window, cx, &cx.fault, FaultKind::TimeLimit) }
+            }
             stop::GATE_RANGE => {
                 let offset = cx.frame.args[0];
                 let kind = if offset < u64::from(NULL_ZONE_END) {
@@ -208,18 +229,39 @@ impl Fault {
             address: None,
             access: None,
             registers: None,
+            import: None,
+            overrun: None,
         }
     }
 
+    /// The end of a call that met a time limit in its running host function.
+    pub(crate) fn in_host_function(window: &Inner, cx: &Context, overrun: Overrun) -> Fault {
+        // SAFETY: the host gate stored its stack pointer, which lies in the native stack of this context.
+        let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
+        let import = window.image.imports().get(cx.frame.import as usize).map(|i| i.name.clone());
+        Fault { import, overrun: Some(overrun), ..Fault::at(window, FaultKind::TimeLimit, text_offset(cx, caller)) }
+    }
+
+    /// A call that was not begun, because a limit around it has passed.
+    pub(crate) fn not_begun(window: &Inner, overrun: Overrun) -> Fault {
+        Fault { overrun: Some(overrun), ..Fault::at(window, FaultKind::TimeLimit, None) }
+    }
+
     fn from_signal(window: &Inner, cx: &Context, raw: &RawFault) -> Fault {
-        let in_text = window.image.text_range().contains(&raw.rip);
-        let place = if in_text { text_offset(cx, raw.rip) } else { text_offset(cx, raw.caller) };
         let write = raw.error & ERROR_WRITE != 0;
-        let mut fault = Fault::at(window, kind_of(window, cx, raw), place);
+        let mut fault = Fault::interrupted(window, cx, raw, kind_of(window, cx, raw));
         if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) < WINDOW {
             fault.address = u32::try_from(raw.address.wrapping_sub(cx.base)).ok();
             fault.access = Some(if write { FaultAccess::Write } else { FaultAccess::Read });
         }
+        fault
+    }
+
+    /// The end of a call at an interrupted instruction.
+    fn interrupted(window: &Inner, cx: &Context, raw: &RawFault, kind: FaultKind) -> Fault {
+        let in_text = window.image.text_range().contains(&raw.rip);
+        let place = if in_text { text_offset(cx, raw.rip) } else { text_offset(cx, raw.caller) };
+        let mut fault = Fault::at(window, kind, place);
         fault.gate = gates::name_at(raw.rip);
         // A gate's registers hold host values; text and stubs run with the handler's.
         if window.image.code_range().contains(&raw.rip) {
@@ -326,12 +368,30 @@ fn take_fault(signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::m
     let cx = thread::current();
     // SAFETY: not null means a running invocation of this thread, whose context stays mapped.
     let Some(cx) = (unsafe { cx.as_mut() }) else { return false };
-    if !(cx.text_start..cx.text_end).contains(&rip) && !gates::range().contains(&rip) {
+    if !may_end_at(cx, rip) {
         return false;
     }
     record(cx, signal, info, machine);
     redirect(cx, machine, stop::FAULT);
     true
+}
+
+/// Whether the running entry may be ended at `rip`: in its text and stubs, or in a built-in gate.
+fn may_end_at(cx: &Context, rip: u64) -> bool {
+    (cx.text_start..cx.text_end).contains(&rip) || gates::range().contains(&rip)
+}
+
+/// Ends the running call, which met a time limit, unless host code is running.
+///
+/// # Safety
+/// `cx` is null or the current context of this thread, and the arguments are those of its signal handler.
+pub unsafe fn end_late(cx: *mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::mcontext_t) {
+    // SAFETY: the caller's promise: a running invocation's context stays mapped.
+    let Some(cx) = (unsafe { cx.as_mut() }) else { return };
+    if may_end_at(cx, machine.gregs[libc::REG_RIP as usize].cast_unsigned()) {
+        record(cx, signal, info, machine);
+        redirect(cx, machine, stop::TIME);
+    }
 }
 
 fn record(cx: &mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine: &libc::mcontext_t) {
@@ -383,9 +443,17 @@ fn redirect(cx: &mut Context, machine: &mut libc::mcontext_t, code: u32) {
 /// Passes a signal to the action that was there before.
 unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let Some(index) = SIGNALS.iter().position(|&s| s == signal) else { return };
-    // SAFETY: written before our handler was installed; the action's own signature decides how it is called.
+    // SAFETY: written before our handler was installed; the caller's promise.
+    unsafe { chain_to((*PREVIOUS.0.get())[index].assume_init_ref(), signal, info, context) }
+}
+
+/// Passes a signal to `previous`.
+///
+/// # Safety
+/// The other arguments are those of a signal handler, and `previous` is an action of that signal.
+pub unsafe fn chain_to(previous: &libc::sigaction, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the caller's promise; the action's own signature decides how it is called.
     unsafe {
-        let previous = (*PREVIOUS.0.get())[index].assume_init_ref();
         match previous.sa_sigaction {
             libc::SIG_IGN if (*info).si_code <= 0 => {}
             libc::SIG_DFL | libc::SIG_IGN => {

@@ -3,15 +3,16 @@
 use crate::context::{Context, stop};
 use crate::enter::{self, Invocation};
 use crate::error::Error;
+use crate::fault::Fault;
 use crate::image::Image;
 use crate::thread;
+use crate::time::Overrun;
 use crate::window::Inner;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Handler-visible bytes of a window.
 const WINDOW: u64 = 1 << 32;
@@ -58,8 +59,9 @@ impl Imports {
     /// offsets, to be used through the context only.
     ///
     /// The function runs on the host's stack, in the middle of a call. It must not leave by anything but return or panic (no `longjmp`, no
-    /// thread exit), must leave the signals of [`crate::SIGNALS`] unblocked, and finds the window's base in segment gs. A panic ends the call
-    /// with [`Error::Import`].
+    /// thread exit), must leave the signals of [`crate::SIGNALS`] and [`crate::time_signal`] unblocked, and finds the window's base in segment
+    /// gs. A panic ends the call with [`Error::Import`]. Its time counts for the call's limit, but it is never interrupted for that: the
+    /// call ends when it returns.
     #[must_use]
     pub fn function<F>(mut self, name: &str, function: F) -> Imports
     where
@@ -202,7 +204,11 @@ impl CallContext<'_> {
         // SAFETY: this context exists only while the host function runs; the invocation outlives it.
         let invocation = unsafe { (*self.cx).invocation as *mut Invocation };
         // SAFETY: as above.
-        if unsafe { (*invocation).outcome.is_some() } {
+        let (cx, outcome) = unsafe { (&*self.cx, &mut (*invocation).outcome) };
+        if let (Some(overrun), None) = (cx.clock.pending(), &outcome) {
+            *outcome = Some(late(self.window, cx, overrun));
+        }
+        if outcome.is_some() {
             return Err(ending());
         }
         // SAFETY: the target is an entry or a depth-0 text slot, and a host function of this invocation is running.
@@ -221,6 +227,11 @@ impl CallContext<'_> {
     pub fn stop(&mut self, message: impl fmt::Display) {
         self.stopped = Some(message.to_string());
     }
+}
+
+/// The end of a call that met its time limit in the running host function.
+fn late(window: &Inner, cx: &Context, overrun: Overrun) -> Error {
+    Error::Fault(Box::new(Fault::in_host_function(window, cx, overrun)))
 }
 
 fn ending() -> Error {
@@ -266,8 +277,8 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
         let import = window.image.imports().get(import).map(|i| i.name.clone()).unwrap_or_default();
         invocation.outcome = Some(Error::Import { import, message });
     }
-    if cx.pending.load(Ordering::Relaxed) != 0 && invocation.outcome.is_none() {
-        invocation.outcome = Some(Error::Internal("the call was asked to end"));
+    if let (Some(overrun), None) = (cx.clock.pending(), &invocation.outcome) {
+        invocation.outcome = Some(late(window, cx, overrun));
     }
     if invocation.outcome.is_none() {
         return 0;

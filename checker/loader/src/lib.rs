@@ -33,6 +33,11 @@
 //!   handler's; a host that installs its own later must pass on in the same way. The signals must not be blocked while a handler runs.
 //!   Every thread that calls a window gets an alternate signal stack of 64 KiB in place of its own, which must not be taken away again: a
 //!   handler that overflows its native stack can be stopped only there.
+//! * Every call has a time limit ([`LoadOptions::time_limit`], [`Window::set_time_limit`]). A thread that makes calls with a limit gets a timer
+//!   which sends it a real-time signal ([`time_signal`]) every 250 µs to 10 ms, an eighth of the limit, until about 16 ticks after the last
+//!   such call. The loader's action for it has `SA_RESTART`; waits that this does not cover (`poll`, `nanosleep`) fail with `EINTR` meanwhile.
+//!   The signal must not be blocked while a handler runs. A child made by `fork` has no timers; the loader makes a new one there, for the
+//!   running call at once. A child made by the bare system call runs without time limit.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
@@ -52,6 +57,7 @@ mod image;
 mod imports;
 mod pages;
 mod thread;
+mod time;
 mod window;
 
 pub use cordon_checker::layout::{Region, RegionKind};
@@ -63,4 +69,5 @@ pub use image::elf::{Parts, Segment, split};
 pub use image::places::Origin;
 pub use image::{Entry, Image, ImportName, LoadOptions};
 pub use imports::{CallContext, Imports};
+pub use time::{DEFAULT as DEFAULT_TIME_LIMIT, Overrun, time_signal};
 pub use window::{Arg, Window};

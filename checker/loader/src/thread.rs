@@ -3,6 +3,7 @@
 use crate::context::{Context, HOME};
 use crate::error::Error;
 use crate::pages::{Access, PAGE, Pages};
+use crate::time::Timer;
 use cordon_checker::layout::DEPTH_LIMIT;
 use std::arch::asm;
 use std::cell::{Cell, RefCell};
@@ -59,11 +60,12 @@ impl NativeStack {
     }
 }
 
-/// Per-thread state. Only `current` is read by the signal handler.
+/// Per-thread state. Only `current` and `timer` are read by the signal handlers.
 #[derive(Debug)]
 pub struct Local {
     /// Innermost running invocation of this thread, or null.
     pub current: Cell<*mut Context>,
+    pub timer: Timer,
     /// The native stack of the last invocation, owned, or null.
     last: Cell<*mut NativeStack>,
     ready: Cell<bool>,
@@ -73,7 +75,13 @@ pub struct Local {
 
 thread_local! {
     static LOCAL: Local = const {
-        Local { current: Cell::new(ptr::null_mut()), last: Cell::new(ptr::null_mut()), ready: Cell::new(false), signal_stack: Cell::new(0) }
+        Local {
+            current: Cell::new(ptr::null_mut()),
+            timer: Timer::new(),
+            last: Cell::new(ptr::null_mut()),
+            ready: Cell::new(false),
+            signal_stack: Cell::new(0),
+        }
     };
     static OWNED: RefCell<Owned> = const { RefCell::new(Owned { idle: Vec::new(), signal_stack: None }) };
 }
@@ -87,6 +95,7 @@ struct Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        LOCAL.with(|local| local.timer.delete());
         drop(LOCAL.with(Local::take_last));
         let Some(pages) = &self.signal_stack else { return };
         // SAFETY: a zeroed stack_t is valid; the calls read and write only it. Our stack is taken out of use before it is unmapped.
@@ -109,6 +118,11 @@ pub fn current() -> *mut Context {
     LOCAL.with(|local| local.current.get())
 }
 
+/// Gives `f` this thread's timer and innermost running invocation (or null). Safe in a signal handler, as [`current`].
+pub fn with_timer(f: impl FnOnce(&Timer, *mut Context)) {
+    LOCAL.with(|local| f(&local.timer, local.current.get()));
+}
+
 /// This thread's state, set up on first use.
 ///
 /// # Errors
@@ -127,7 +141,8 @@ pub fn local() -> Result<&'static Local, Error> {
 fn set_up(local: &Local) -> Result<(), Error> {
     crate::fault::install();
     clear_segment_selector();
-    unblock_signals();
+    crate::time::install();
+    unblock(&crate::fault::SIGNALS);
     // A destructor of a thread variable may call a window when ours is gone already; nothing could then own what is set up here.
     if OWNED.try_with(|_| ()).is_err() {
         return Err(Error::Internal("a window was entered while its thread ends"));
@@ -158,13 +173,14 @@ fn clear_segment_selector() {
     }
 }
 
-/// A blocked SIGSEGV would kill the process at a handler's fault (design-review B11).
-fn unblock_signals() {
+/// Unblocks `signals` for this thread: a blocked SIGSEGV would kill the process at a handler's fault, and there would be no time limit
+/// (design-review B11).
+pub fn unblock(signals: &[libc::c_int]) {
     // SAFETY: the set is initialised before use.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in crate::fault::SIGNALS {
+        for &signal in signals {
             libc::sigaddset(&raw mut set, signal);
         }
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());

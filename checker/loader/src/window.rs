@@ -7,11 +7,13 @@ use crate::image::{Entry, Image, Spare};
 use crate::imports::{HostFunction, Imports};
 use crate::pages::{Access, PAGE, Pages};
 use crate::thread::NativeStack;
+use crate::time::Limit;
 use cordon_checker::layout::{Region, RegionKind, Slot};
 use cordon_checker::note::INIT_ENTRY;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Handler-visible bytes of a window.
 const WINDOW: u64 = 1 << 32;
@@ -76,6 +78,8 @@ pub struct Inner {
     pages: Option<Pages>,
     /// See [`flag`].
     pub flags: u32,
+    /// For every call.
+    pub limit: Limit,
     /// Host functions by import index; `None` for built-in gates and for imports that are not offered.
     pub functions: Vec<Option<HostFunction>>,
     /// Which imports the tables lead to, by import index.
@@ -131,6 +135,7 @@ impl Window {
             base,
             pages: Some(pages),
             flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
+            limit: Limit::new(image.options().time_limit),
             functions,
             offered,
             sealed,
@@ -156,11 +161,27 @@ impl Window {
         self.inner.base == 0
     }
 
+    /// Most time that one call may take, `None` for no limit.
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.inner.limit.duration()
+    }
+
+    /// Sets the time that each later call may take, wall-clock and with the host functions that it calls; before, it is that of
+    /// [`crate::LoadOptions::time_limit`].
+    ///
+    /// A call that takes longer ends with a fault of [`crate::FaultKind::TimeLimit`], never early, and late by at most a quarter of the limit
+    /// or half a millisecond, whichever is more (20 ms at most), plus what the kernel takes to deliver a signal. In a host
+    /// function it ends when that returns. A call from inside a host function also ends at the limits of the calls around it.
+    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
+        self.inner.limit = Limit::new(limit);
+    }
+
     /// Calls entry `name` with up to six integers (byte slices among them) and eight `double`s; gives the integer result (rax).
     ///
     /// # Errors
     /// [`Error::NoEntry`], [`Error::TooManyArguments`], [`Error::ArgumentArea`], or what the call ended with: [`Error::Fault`],
-    /// [`Error::Import`], [`Error::Nesting`]. The window can be used again after every error.
+    /// [`Error::Import`], [`Error::Nesting`], [`Error::Timer`]. The window can be used again after every error.
     pub fn call(&mut self, name: &str, args: &[Arg<'_>]) -> Result<u64, Error> {
         Ok(self.call_with(name, args)?.int)
     }

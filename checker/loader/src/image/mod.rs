@@ -19,6 +19,7 @@ use places::{Origin, Places};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Bytes of one stub in front of a gate.
 const STUB: u64 = 32;
@@ -43,14 +44,17 @@ pub struct LoadOptions {
     /// The host itself uses the segment register gs (Wine, `__seg_gs`), so that every call must restore its base. A host that says no
     /// saves about 15 ns a call and finds the base of the last window there.
     pub host_uses_gs: bool,
+    /// Most wall-clock time that one call of a window may take, its initialisation included; see [`crate::Window::set_time_limit`].
+    pub time_limit: Option<Duration>,
     /// Write the segment base by `wrgsbase` where the kernel allows it; turned off, by system calls (for tests).
     pub fsgsbase: bool,
 }
 
 impl Default for LoadOptions {
-    /// [`Policy::USER`], 1 GiB, sealed, gs restored.
+    /// [`Policy::USER`], 1 GiB, sealed, gs restored, [`crate::DEFAULT_TIME_LIMIT`] (10 s).
     fn default() -> Self {
-        LoadOptions { policy: Policy::USER, memory_limit: 1 << 30, seal: true, host_uses_gs: true, fsgsbase: true }
+        let time_limit = Some(crate::time::DEFAULT);
+        LoadOptions { policy: Policy::USER, memory_limit: 1 << 30, seal: true, host_uses_gs: true, time_limit, fsgsbase: true }
     }
 }
 

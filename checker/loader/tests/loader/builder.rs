@@ -35,6 +35,7 @@ pub struct Builder {
     pub rodata: Vec<u8>,
     pub data: Vec<u8>,
     pub stack: u32,
+    pub heap_end: u32,
     pub max_depth: u32,
 }
 
@@ -56,6 +57,7 @@ impl Builder {
             rodata: Vec::new(),
             data: Vec::new(),
             stack: 0x10_000,
+            heap_end: HEAP_END,
             max_depth: 0x1000,
         }
     }
@@ -150,7 +152,7 @@ impl Builder {
             Region { start: RODATA, end: RODATA + up(self.rodata.len()), kind: RegionKind::Rodata },
             Region { start: DATA, end: DATA + up(self.data.len()), kind: RegionKind::Data },
             Region { start: ARGUMENT, end: ARGUMENT + 0x1_0000, kind: RegionKind::Argument },
-            Region { start: HEAP, end: HEAP_END, kind: RegionKind::Heap },
+            Region { start: HEAP, end: self.heap_end, kind: RegionKind::Heap },
             Region { start: top - self.stack, end: top + STACK_HEADROOM, kind: RegionKind::Stack },
         ]
     }

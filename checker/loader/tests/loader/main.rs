@@ -10,6 +10,7 @@ mod hostile;
 mod leaks;
 mod places;
 mod soup;
+mod time;
 
 use std::process::{Command, ExitStatus};
 
