@@ -7,7 +7,7 @@ use super::rewrite::read_file;
 use super::size::parse_number;
 use cordon_checker::note::INIT_ENTRY;
 use cordon_fixtures::pcap;
-use cordon_loader::{Entry, Error, Fault, FaultAccess, Image, Imports, LoadOptions, Window};
+use cordon_loader::{Entry, Error, Fault, FaultAccess, FaultKind, Image, Imports, LoadOptions, Window};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ const MOST_ARGUMENTS: usize = 6;
 Examples:
   cordon run handler.cordon --arg 6 --arg 0x2a
   cordon run filter.cordon --entry filt_tcp_port --pcap trace.pcap --arg 443
-  cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window")]
+  cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window
+  cordon run untrusted.cordon --time-limit 5ms")]
 pub struct Args {
     /// The image
     pub image: PathBuf,
@@ -48,12 +49,37 @@ pub struct Args {
     /// Do everything N times and report the time of a call
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+    /// Stop a call that takes longer: 250us, 5ms, 1s, or none
+    ///
+    /// Wall-clock time of one call. The handler is interrupted by a timer, at the latest a quarter of the limit later (half a millisecond for
+    /// shorter limits than 2 ms).
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time_limit)]
+    pub time_limit: TimeLimit,
     /// Put the window at address 0, where memory accesses cost no more than natively
     #[arg(long)]
     pub fast_window: bool,
     /// How to print the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+}
+
+/// Most time of one call, if that is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimit(pub Option<Duration>);
+
+/// Parses `none`, or a positive decimal number with the unit `us`, `ms` or `s`.
+fn parse_time_limit(text: &str) -> Result<TimeLimit, String> {
+    if text == "none" {
+        return Ok(TimeLimit(None));
+    }
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = digits.parse().ok().filter(|&n| n > 0).ok_or("expected a time such as 250us, 5ms or 1s, or none")?;
+    match unit {
+        "us" => Ok(TimeLimit(Some(Duration::from_micros(number)))),
+        "ms" => Ok(TimeLimit(Some(Duration::from_millis(number)))),
+        "s" => Ok(TimeLimit(Some(Duration::from_secs(number)))),
+        _ => Err("expected one of the units us, ms and s".into()),
+    }
 }
 
 /// What came of all calls.
@@ -75,7 +101,8 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
         return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
     }
     let file = read_file(&args.image)?;
-    let image = Image::from_bytes(&file, &load_options()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let options = LoadOptions { time_limit: args.time_limit.0, ..load_options() };
+    let image = Image::from_bytes(&file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
     let name = entry_name(args, &image)?;
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
@@ -169,7 +196,7 @@ pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
             Ok(parts) => check::rejected(path, &parts, *reject, reject.rule.text()),
             Err(failure) => failure,
         },
-        Error::Fault(_) | Error::Import { .. } => call_failure(path, INIT_ENTRY, error, 0),
+        Error::Fault(_) | Error::Import { .. } | Error::Timer(_) => call_failure(path, INIT_ENTRY, error, 0),
         Error::Internal(_) => one(Exit::Internal, "internal", error.to_string()),
         Error::Memory { .. } | Error::FastWindow(_) => one(Exit::Usage, "unavailable", error.to_string()),
         Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
@@ -186,6 +213,8 @@ fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Failure
     let mut failure = match error {
         Error::Internal(_) => one(Exit::Internal, "internal"),
         Error::ArgumentArea { .. } => one(Exit::Usage, "argument-area"),
+        Error::Timer(_) => one(Exit::Usage, "unavailable"),
+        Error::Fault(fault) if fault.kind == FaultKind::TimeLimit => one(Exit::Stopped, "time-limit"),
         Error::Fault(_) => one(Exit::Stopped, "fault"),
         _ => one(Exit::Stopped, "stopped"),
     };
@@ -210,8 +239,28 @@ fn fault_fields(fault: &Fault) -> Map<String, Value> {
     add("function_offset", fault.function.as_ref().map(|(_, distance)| json!(distance)));
     add("text_offset", fault.text_offset.map(|o| json!(o)));
     add("gate", fault.gate.map(|g| json!(g)));
+    add("import", fault.import.as_ref().map(|i| json!(i)));
+    add("limit_ns", fault.overrun.map(|o| json!(o.limit.as_nanos() as u64)));
+    add("elapsed_ns", fault.overrun.map(|o| json!(o.elapsed.as_nanos() as u64)));
     add("origin_object", fault.origin.as_ref().map(|o| json!(o.object)));
     add("origin_section", fault.origin.as_ref().map(|o| json!(o.section)));
     add("origin_offset", fault.origin.as_ref().map(|o| json!(o.offset)));
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{TimeLimit, parse_time_limit};
+    use std::time::Duration;
+
+    #[test]
+    fn time_limits_have_a_unit_or_are_none() {
+        assert_eq!(parse_time_limit("none"), Ok(TimeLimit(None)));
+        assert_eq!(parse_time_limit("250us"), Ok(TimeLimit(Some(Duration::from_micros(250)))));
+        assert_eq!(parse_time_limit("5ms"), Ok(TimeLimit(Some(Duration::from_millis(5)))));
+        assert_eq!(parse_time_limit("1s"), Ok(TimeLimit(Some(Duration::from_secs(1)))));
+        for wrong in ["", "5", "ms", "0ms", "-1s", "+1s", "1.5s", "1 s", "1h", "5msx", "99999999999999999999s", "None"] {
+            assert!(parse_time_limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -101,3 +101,27 @@ fn a_stopped_handler_has_code_4_and_a_report() {
         assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
     }
 }
+
+#[test]
+fn a_call_that_takes_too_long_has_code_4_and_a_report() {
+    let desk = Desk::new();
+    desk.image("spin", "long handler(long n) { volatile long i = 0; while (i < n) i++; return i; }");
+    let endless = ["run", "spin.cordon", "--arg", "0x7fffffffffffffff", "--time-limit", "5ms"];
+    let output = desk.cordon(&[&endless[..], &["--format", "json"]].concat());
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let error = &json(&output)["error"];
+    assert_eq!((&error["code"], &error["kind"]), (&"time-limit".into(), &"TimeLimit".into()), "{error}");
+    assert_eq!((&error["function"], &error["limit_ns"]), (&"handler".into(), &5_000_000.into()), "{error}");
+    assert!(error["elapsed_ns"].as_u64() >= Some(5_000_000) && error["text_offset"].is_u64(), "{error}");
+    let text = desk.cordon(&endless);
+    assert_eq!(text.status.code(), Some(4));
+    for field in ["time limit exceeded (5ms, ended after ", "kind: TimeLimit", "function: handler", "limit_ns: 5000000"] {
+        assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
+    }
+    for limit in ["none", "100s"] {
+        let output = desk.cordon(&["run", "spin.cordon", "--arg", "100000", "--time-limit", limit]);
+        assert_eq!(stdout(&output), "result = 100000\n", "{output:?}");
+    }
+    let output = desk.cordon(&["run", "spin.cordon", "--time-limit", "5"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
