@@ -1,9 +1,9 @@
-//! Prints what an empty call costs, with and without restoring the segment base.
+//! Prints what an empty call costs, with and without restoring the segment base, with and without a time limit.
 //!
 //! Usage: call_cost IMAGE ENTRY. The import `nothing` is offered, so that an entry can show what host calls cost.
 
 use cordon_loader::{Image, Imports, LoadOptions, Window};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const CALLS: u32 = 20_000;
 const BATCHES: u32 = 400;
@@ -30,9 +30,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let imports = Imports::new().function("nothing", |_, _| 0).missing_as_trap();
         let entry = image.entry(&entry).ok_or("no such entry")?;
         let kept = if host_uses_gs { "restored" } else { "kept" };
-        measure(&format!("window, gs {kept}"), &mut Window::new(&image, &imports)?, entry)?;
-        if let Ok(mut window) = Window::new_fast(&image, &imports) {
-            measure(&format!("fast window, gs {kept}"), &mut window, entry)?;
+        for limit in [None, Some(Duration::from_secs(1)), Some(Duration::from_millis(1))] {
+            let text = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit:?}"));
+            let mut window = Window::new(&image, &imports)?;
+            window.set_time_limit(limit);
+            measure(&format!("window, gs {kept}, {text}"), &mut window, entry)?;
+            drop(window);
+            if let Ok(mut window) = Window::new_fast(&image, &imports) {
+                window.set_time_limit(limit);
+                measure(&format!("fast window, gs {kept}, {text}"), &mut window, entry)?;
+            }
         }
     }
     Ok(())
