@@ -34,7 +34,7 @@
 //!   Every thread that calls a window gets an alternate signal stack of 64 KiB in place of its own, which must not be taken away again: a
 //!   handler that overflows its native stack can be stopped only there.
 //! * Every call has a time limit ([`LoadOptions::time_limit`], [`Window::set_time_limit`]). A thread that makes calls with a limit gets a timer
-//!   which sends it a real-time signal ([`time_signal`]) every 250 µs to 10 ms, an eighth of the limit, until about 16 ticks after the last
+//!   which sends it a real-time signal ([`time_signal`]) every 250 µs to 10 ms, about a quarter of the limit, until about 16 ticks after the last
 //!   such call. The loader's action for it has `SA_RESTART`; waits that this does not cover (`poll`, `nanosleep`) fail with `EINTR` meanwhile.
 //!   The signal must not be blocked while a handler runs. A child made by `fork` has no timers; the loader makes a new one there, for the
 //!   running call at once. A child made by the bare system call runs without time limit.

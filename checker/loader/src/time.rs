@@ -27,8 +27,10 @@ use std::time::Duration;
 /// The time limit of windows whose host says nothing. It is wall-clock time, so that it must leave room for a busy machine.
 pub const DEFAULT: Duration = Duration::from_secs(10);
 
-/// A limit is this many periods, within the two bounds.
-const PERIODS: u64 = 8;
+/// A limit is this many periods, within the two bounds. More would end calls sooner and cost more.
+const PERIODS: u64 = 4;
+/// A period is longer by this part of the limit, so that the last of them ends after the limit also when a tick comes a little early.
+const SLACK: u64 = 64;
 /// Shortest and longest time between two ticks, nanoseconds.
 const SHORTEST: u64 = 250_000;
 const LONGEST: u64 = 10_000_000;
@@ -60,7 +62,7 @@ impl Limit {
 }
 
 fn period(nanos: u64) -> u64 {
-    if nanos == 0 { STOPPED } else { (nanos / PERIODS).clamp(SHORTEST, LONGEST) }
+    if nanos == 0 { STOPPED } else { (nanos / PERIODS + nanos / SLACK).clamp(SHORTEST, LONGEST) }
 }
 
 /// Which limit a call met, and when.
