@@ -99,6 +99,7 @@ impl Clock {
         self.limit.store(limit.nanos, Ordering::Relaxed);
         self.started.store(0, Ordering::Relaxed);
         self.pending.store(0, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// The limit that the call has met, if it is to end.
