@@ -10,6 +10,8 @@
 //! * A tick ends the innermost call if it interrupted checked text or a built-in gate, where any instruction is a safe place to stop. Anywhere
 //!   else it only sets [`Clock::pending`], which is looked at when a host function returns. That may just have happened; then the next
 //!   tick finds the call again, for the timer is periodic.
+//! * A pause between two ticks counts as [`MOST_PAUSE`] periods at most. A thread that runs or sleeps gets every tick, so a longer one
+//!   means that it had no processor (a busy machine, a debugger, a stopped virtual machine), for which no handler is to blame.
 //! * When a call that runs inside the host function of another one meets the other's limit, every call inwards of that one ends.
 
 use crate::context::Context;
@@ -24,7 +26,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::time::Duration;
 
-/// The time limit of windows whose host says nothing. It is wall-clock time, so that it must leave room for a busy machine.
+/// The time limit of windows whose host says nothing. Sleep and short waits for a processor count, so it leaves room.
 pub const DEFAULT: Duration = Duration::from_secs(10);
 
 /// A limit is this many periods, within the two bounds. More would end calls sooner and cost more.
@@ -36,6 +38,8 @@ const SHORTEST: u64 = 250_000;
 const LONGEST: u64 = 10_000_000;
 /// Ticks after which the period is adapted to the calls since the last time, or the timer stopped.
 const REVIEW: u32 = 16;
+/// Periods that count between one tick and the next.
+const MOST_PAUSE: u64 = 2;
 /// Period of a timer that does not run.
 const STOPPED: u64 = u64::MAX;
 /// Kernel identifier of a timer that does not exist.
@@ -70,7 +74,7 @@ fn period(nanos: u64) -> u64 {
 pub struct Overrun {
     /// The limit that was met.
     pub limit: Duration,
-    /// Time since the timer first saw the call that has this limit.
+    /// Time since the timer first saw the call that has this limit, without long pauses in which the thread had no processor.
     pub elapsed: Duration,
     /// The limit is that of an outer call, in whose host function this call ran.
     pub outer: bool,
@@ -82,8 +86,10 @@ pub struct Overrun {
 pub struct Clock {
     /// Nanoseconds, 0 for none.
     limit: AtomicU64,
-    /// When a tick first found the call, 0 before.
-    started: AtomicU64,
+    /// Not 0 when a tick has found the call.
+    seen: AtomicU32,
+    /// Nanoseconds that count since then.
+    spent: AtomicU64,
     /// The call is to end when its running host function returns.
     pending: AtomicU32,
     /// See [`Overrun`]; set with `pending`.
@@ -97,7 +103,7 @@ impl Clock {
     #[inline]
     pub fn begin(&self, limit: Limit) {
         self.limit.store(limit.nanos, Ordering::Relaxed);
-        self.started.store(0, Ordering::Relaxed);
+        self.seen.store(0, Ordering::Relaxed);
         self.pending.store(0, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
@@ -117,15 +123,13 @@ impl Clock {
         }
     }
 
-    /// Notes the time; gives how long the call has been running if that is too long.
-    fn tick(&self, now: u64) -> Option<u64> {
-        let (limit, started) = (self.limit.load(Ordering::Relaxed), self.started.load(Ordering::Relaxed));
-        if started == 0 {
-            self.started.store(now, Ordering::Relaxed);
-            return None;
-        }
-        let elapsed = now.saturating_sub(started);
-        (limit != 0 && elapsed >= limit).then_some(elapsed)
+    /// Counts `pause`, the time since the last tick; gives how long the call has been running if that is too long.
+    fn tick(&self, pause: u64) -> Option<u64> {
+        let first = self.seen.swap(1, Ordering::Relaxed) == 0;
+        let spent = if first { 0 } else { self.spent.load(Ordering::Relaxed).saturating_add(pause) };
+        self.spent.store(spent, Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::Relaxed);
+        (limit != 0 && spent >= limit).then_some(spent)
     }
 
     fn end(&self, limit: u64, elapsed: u64, outer: bool) {
@@ -150,11 +154,11 @@ unsafe fn chain(innermost: *mut Context) -> impl Iterator<Item = &'static Contex
 ///
 /// # Safety
 /// As for [`chain`].
-unsafe fn advance(innermost: *mut Context, now: u64) -> bool {
+unsafe fn advance(innermost: *mut Context, pause: u64) -> bool {
     let mut late = None;
     // SAFETY: the caller's promise.
     for cx in unsafe { chain(innermost) } {
-        if let Some(elapsed) = cx.clock.tick(now) {
+        if let Some(elapsed) = cx.clock.tick(pause) {
             late = Some((ptr::from_ref(cx), cx.clock.limit.load(Ordering::Relaxed), elapsed));
         }
     }
@@ -181,12 +185,20 @@ pub struct Timer {
     wanted: Cell<u64>,
     /// Ticks since the last review.
     ticks: Cell<u32>,
+    /// When the last tick was.
+    last: Cell<u64>,
 }
 
 impl Timer {
     /// No timer.
     pub const fn new() -> Timer {
-        Timer { id: Cell::new(NO_TIMER), period: Cell::new(STOPPED), wanted: Cell::new(STOPPED), ticks: Cell::new(0) }
+        Timer {
+            id: Cell::new(NO_TIMER),
+            period: Cell::new(STOPPED),
+            wanted: Cell::new(STOPPED),
+            ticks: Cell::new(0),
+            last: Cell::new(0),
+        }
     }
 
     /// Makes sure that the timer ticks at least once in `period`. The call which wants that must be the thread's current one already: a
@@ -216,6 +228,12 @@ impl Timer {
             return Err(Error::Timer(io::Error::last_os_error()));
         }
         Ok(())
+    }
+
+    /// Notes a tick; gives the time since the last one as far as it counts.
+    fn pause(&self) -> u64 {
+        let now = now();
+        now.saturating_sub(self.last.replace(now)).min(self.period.get().saturating_mul(MOST_PAUSE))
     }
 
     /// From time to time, fits the period to the calls that there were, or stops the timer if there were none.
@@ -358,7 +376,7 @@ unsafe extern "C" fn on_tick(signal: libc::c_int, info: *mut libc::siginfo_t, co
         let errno = *libc::__errno_location();
         let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         thread::with_timer(|timer, innermost| {
-            if advance(innermost, now()) {
+            if advance(innermost, timer.pause()) {
                 fault::end_late(innermost, signal, &*info, machine);
             }
             timer.review(innermost);

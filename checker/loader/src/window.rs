@@ -167,12 +167,14 @@ impl Window {
         self.inner.limit.duration()
     }
 
-    /// Sets the time that each later call may take, wall-clock and with the host functions that it calls; before, it is that of
+    /// Sets the time that each later call may take, with the host functions that it calls and their sleep; before, it is that of
     /// [`crate::LoadOptions::time_limit`].
     ///
     /// A call that takes longer ends with a fault of [`crate::FaultKind::TimeLimit`], never early, and late by at most about half the limit
     /// (500 µs for limits below 1 ms, 20 ms for limits above 40 ms), plus what the kernel takes to deliver a signal. In a host function it
     /// ends when that returns. A call from inside a host function also ends at the limits of the calls around it.
+    ///
+    /// A long pause in which the thread had no processor (a busy machine, a debugger) counts as a fraction of itself.
     ///
     /// Calls that finish pay next to nothing for a limit, but the timer of a short one interrupts the thread up to 4000 times a second.
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {

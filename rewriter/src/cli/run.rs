@@ -51,7 +51,7 @@ pub struct Args {
     pub repeat: u32,
     /// Stop a call that takes longer: 250us, 5ms, 1s, or none
     ///
-    /// Wall-clock time of one call. The handler is interrupted by a timer, late by at most about half the limit (500 us for limits below
+    /// Time of one call, in which the process runs or sleeps. The handler is interrupted by a timer, late by at most about half the limit (500 us for limits below
     /// 1 ms, 20 ms for limits above 40 ms).
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time_limit)]
     pub time_limit: TimeLimit,

@@ -44,7 +44,7 @@ pub struct LoadOptions {
     /// The host itself uses the segment register gs (Wine, `__seg_gs`), so that every call must restore its base. A host that says no
     /// saves about 15 ns a call and finds the base of the last window there.
     pub host_uses_gs: bool,
-    /// Most wall-clock time that one call of a window may take, its initialisation included; see [`crate::Window::set_time_limit`].
+    /// Most time that one call of a window may take, its initialisation included; see [`crate::Window::set_time_limit`].
     pub time_limit: Option<Duration>,
     /// Write the segment base by `wrgsbase` where the kernel allows it; turned off, by system calls (for tests).
     pub fsgsbase: bool,
