@@ -47,6 +47,7 @@
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.
 
+mod c_imports;
 mod context;
 mod cpu;
 mod enter;
@@ -60,6 +61,7 @@ mod thread;
 mod time;
 mod window;
 
+pub use c_imports::{CFunction, cordon_call_read, cordon_call_write};
 pub use cordon_checker::layout::{Region, RegionKind};
 pub use cordon_checker::{Features, Policy, Reject, Rule, Summary};
 pub use error::Error;

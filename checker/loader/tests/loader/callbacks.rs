@@ -1,8 +1,10 @@
 //! Host functions that call back, stop or panic.
 
 use crate::builder::{Builder, DATA, HEAP, RODATA, TABLE_END};
-use cordon_loader::{Arg, Error, FaultKind, Imports, Window};
+use cordon_loader::{Arg, CallContext, Error, FaultKind, Imports, Window, cordon_call_read, cordon_call_write};
+use std::ffi::c_void;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[test]
 fn imports_reach_window_memory_by_copies_only() {
@@ -26,6 +28,37 @@ fn imports_reach_window_memory_by_copies_only() {
     assert_eq!(probe(0xffff_ffff, 2), 0);
     assert_eq!(probe(1 << 32, 1), 0, "no pointer beyond 32 bits");
     assert_eq!(probe(u64::MAX, 8), 0);
+}
+
+/// Doubles every byte of a window range; the sum of `user`'s count and the bytes, or the count alone if the range is bad.
+unsafe extern "C" fn double_bytes(call: *mut CallContext<'_>, arguments: *const u64, user: *mut c_void) -> u64 {
+    // SAFETY: the loader gives six arguments; the test gives a counter.
+    let (at, len, count) = unsafe { (*arguments, *arguments.add(1) as usize, &*user.cast::<AtomicU64>()) };
+    let calls = count.fetch_add(1, Ordering::Relaxed) + 1;
+    let mut bytes = vec![0; len];
+    // SAFETY: the call is the one we were given; the buffer has `len` bytes.
+    if !unsafe { cordon_call_read(call, at, bytes.as_mut_ptr(), len) } {
+        return calls;
+    }
+    let sum: u64 = bytes.iter().map(|b| u64::from(*b)).sum();
+    bytes.iter_mut().for_each(|b| *b *= 2);
+    // SAFETY: as above.
+    calls + sum * u64::from(unsafe { cordon_call_write(call, at, bytes.as_ptr(), len) })
+}
+
+#[test]
+fn c_functions_reach_window_memory_by_copies_only() {
+    let count = AtomicU64::new(0);
+    let user = std::ptr::from_ref(&count).cast_mut().cast();
+    // SAFETY: the function is this file's; the counter outlives the window.
+    let imports = unsafe { Imports::new().c_function("double", double_bytes, user) };
+    let mut w = Builder::new(".globl f\nf: jmp *%gs:T+8").imports(&["double"]).window_with(&imports);
+    w.write(HEAP, &[1, 2, 3]).expect("writes");
+    assert_eq!(w.call("f", &[Arg::Int(HEAP.into()), Arg::Int(3)]).expect("returns"), 1 + 6);
+    assert_eq!(w.bytes(HEAP, 3).expect("in the window"), [2, 4, 6]);
+    assert_eq!(w.call("f", &[Arg::Int(0), Arg::Int(3)]).expect("returns"), 2, "the null zone is neither read nor written");
+    assert_eq!(w.call("f", &[Arg::Int(RODATA.into()), Arg::Int(3)]).expect("returns"), 3, "constants are read, not written");
+    assert_eq!(count.into_inner(), 3);
 }
 
 #[test]
