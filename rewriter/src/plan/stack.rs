@@ -141,9 +141,8 @@ fn demote_addressed(program: &Program, node: &Node, role: &mut [Role]) {
 /// The frame offset that `pop` or `leave` takes its value from.
 fn popped_slot(node: &Node) -> Option<(i32, Register)> {
     match node.insn.mnemonic() {
-        Mnemonic::Pop if !node.state.dynamic && node.insn.op0_kind() == OpKind::Register => {
-            Some((-node.state.depth, node.insn.op0_register()))
-        }
+        // A pop into memory names no register, so it never matches a saved one.
+        Mnemonic::Pop if !node.state.dynamic => Some((-node.state.depth, node.insn.op0_register())),
         Mnemonic::Leave => match node.state.register(Register::RBP) {
             Value::Stack(at) => Some((at, Register::RBP)),
             _ => None,

@@ -34,6 +34,14 @@ fn a_changed_register_is_not_a_saved_one() {
 }
 
 #[test]
+fn pop_into_memory_takes_the_pushed_value_from_the_data_stack() {
+    let made = rewrite("push %rbx\n pop (%rdi)\n ret\n");
+    assert!(is_store_of_push(made.step(0).0), "{:x?}", made.step(0));
+    let room = rewrite("push %rax\n pop (%rdi)\n ret\n");
+    assert!(is_store_of_push(room.step(0).0), "{:x?}", room.step(0));
+}
+
+#[test]
 fn room_is_native_only_while_nobody_reads_it_back() {
     let room = rewrite("push %rax\n call g\n pop %rcx\n ret\n.type g,@function\ng: xor %eax,%eax\n ret\n.size g,.-g\n");
     assert_eq!((room.step(0).0, room.step(2).0), (&[0x50][..], &[0x59][..]));
