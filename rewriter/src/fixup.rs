@@ -60,7 +60,21 @@ fn put(bytes: &mut Vec<u8>, at: usize, what: &[u8]) {
 
 /// The window offset, slot value or number that `symbol + addend` stands for in data of no particular body.
 fn symbol(env: Env<'_>, reloc: &Reloc) -> Result<i64, Reason> {
-    DataValues { env }.value(reloc)
+    match exact_target(env.program, reloc) {
+        Some((section, offset)) if env.program.section(section).kind == SectionKind::Text => {
+            Ok(code(env, CodeRef { section, offset }))
+        }
+        _ => crate::plan::memory::data_value(env, reloc),
+    }
+}
+
+/// A function's slot, or the index of a label in the computed gotos of the function around it; 0 (the trap) for code that is not reached.
+fn code(env: Env<'_>, at: CodeRef) -> i64 {
+    if let Some(slot) = env.space.function_slots.get(&at) {
+        return i64::from(*slot) * 8;
+    }
+    let owner = (0..env.chosen.bodies.len()).find_map(|i| env.space.label_value(i, at));
+    owner.map_or(0, i64::from)
 }
 
 fn got(env: Env<'_>, word: GotWord) -> i64 {
@@ -144,31 +158,4 @@ fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Field> {
             (index - start, 4)
         }
     }))
-}
-
-struct DataValues<'a> {
-    env: Env<'a>,
-}
-
-impl DataValues<'_> {
-    fn value(&self, reloc: &Reloc) -> Result<i64, Reason> {
-        use crate::program::Definition;
-        let env = self.env;
-        let symbol = env.program.symbol(reloc.symbol);
-        match symbol.definition {
-            Definition::Section(section, offset) if env.program.section(section).kind == SectionKind::Text => {
-                Ok(self.code(CodeRef { section, offset: offset.wrapping_add_signed(reloc.addend) }))
-            }
-            _ => crate::plan::memory::data_value(env, reloc),
-        }
-    }
-
-    /// A function's slot, or the index of a label in the computed gotos of the function around it; 0 (the trap) for code that is not reached.
-    fn code(&self, at: CodeRef) -> i64 {
-        if let Some(slot) = self.env.space.function_slots.get(&at) {
-            return i64::from(*slot) * 8;
-        }
-        let owner = (0..self.env.chosen.bodies.len()).find_map(|i| self.env.space.label_value(i, at));
-        owner.map_or(0, i64::from)
-    }
 }
