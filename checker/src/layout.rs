@@ -2,6 +2,8 @@
 //!
 //! Everything here is untrusted until [`Layout::validate`] accepted it.
 
+use crate::policy::Mode;
+
 /// First byte after the null zone.
 pub const NULL_ZONE_END: u32 = 0x1_0000;
 /// Default end of handler memory (exclusive): 2 GiB, so that 32-bit sign extension never matters.
@@ -156,6 +158,20 @@ impl Region {
     pub const WORDS: usize = 3;
 }
 
+/// A place where the checker is told to forget what it knows of registers (match mode): the head of a loop that changes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forget {
+    /// Text offset of an instruction.
+    pub offset: u32,
+    /// General registers that stay known, one bit each.
+    pub keep: u16,
+}
+
+impl Forget {
+    /// Note words per record: offset, mask.
+    pub const WORDS: usize = 2;
+}
+
 /// The layout of an image's window, tables and entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout<'a> {
@@ -185,6 +201,10 @@ pub struct Layout<'a> {
     pub entries: Words<'a>,
     /// Regions, [`Region::WORDS`] words each.
     pub regions: Words<'a>,
+    /// What the text claims to prove beyond the sandbox.
+    pub mode: Mode,
+    /// Match mode: [`Forget`] records in ascending order, [`Forget::WORDS`] words each.
+    pub forgets: Words<'a>,
 }
 
 impl<'a> Layout<'a> {
@@ -206,6 +226,19 @@ impl<'a> Layout<'a> {
             first: w.get(5)?,
             count: w.get(6)?,
         })
+    }
+
+    /// Number of [`Forget`] records.
+    #[must_use]
+    pub const fn forget_count(&self) -> usize {
+        self.forgets.len() / Forget::WORDS
+    }
+
+    /// Record `index`; `None` past the end or if its mask names more than 16 registers.
+    #[must_use]
+    pub fn forget(&self, index: usize) -> Option<Forget> {
+        let w = self.forgets.slice(index.checked_mul(Forget::WORDS)?, Forget::WORDS)?;
+        Some(Forget { offset: w.get(0)?, keep: u16::try_from(w.get(1)?).ok()? })
     }
 
     /// Number of regions.

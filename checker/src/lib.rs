@@ -55,7 +55,7 @@ mod walk;
 
 pub use describe::{Description, Flow, MemoryOperand, describe};
 pub use layout::Layout;
-pub use policy::{Features, Policy};
+pub use policy::{Features, Mode, Policy, Protect};
 pub use state::{State, is_start, starts, state_at};
 pub use validate::{LayoutError, MAIN_BITS_LIMIT, PAGE, REGION_LIMIT, TABLE_LIMIT};
 pub use verdict::{Reject, Rule, Summary};

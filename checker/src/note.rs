@@ -3,23 +3,29 @@
 //! | word | meaning |
 //! | --- | --- |
 //! | 0 | magic `CRD1` |
-//! | 1 | format version, 1 |
-//! | 2 | flags: bit 0 = kernel host |
+//! | 1 | format version, 2 |
+//! | 2 | flags: bit 0 = kernel host, 1 = match, 2 = metered, 3 = only stores protected |
 //! | 3, 4 | feature set that the image claims to need, low and high half (informational) |
 //! | 5..=11 | K, S, T, T end, main-table bits, greatest depth, LIMIT constant |
-//! | 12..=18 | counts: regions, slots, sub-tables, sub-table slots, entries, imports, string bytes |
-//! | then | regions (3 words each), slots (1), sub-tables (7), sub-table slots (1), entry text offsets (1), entry names (1: string offset), imports (2: slot number, name) and the NUL-terminated strings, padded to a word |
+//! | 12..=19 | counts: regions, slots, sub-tables, sub-table slots, entries, imports, string bytes, forget records |
+//! | then | regions (3 words each), slots (1), sub-tables (7), sub-table slots (1), entry text offsets (1), entry names (1: string offset), imports (2: slot number, name), forget records (2: text offset, mask of registers kept) and the NUL-terminated strings, padded to a word |
 
-use crate::layout::{Layout, Region, Slot, SubTable, Words};
-use crate::policy::{Features, Host, Policy};
+use crate::layout::{Forget, Layout, Region, Slot, SubTable, Words};
+use crate::policy::{Features, Host, Mode, Policy, Protect};
 use crate::validate::LayoutError;
 
 /// First word of the descriptor.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"CRD1");
 /// Format version that this crate reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Flag: the image is for a kernel host.
 pub const FLAG_KERNEL: u32 = 1;
+/// Flag: every access is checked ([`Mode::matched`]).
+pub const FLAG_MATCH: u32 = 2;
+/// Flag: instructions are paid for ([`Mode::metered`]).
+pub const FLAG_METERED: u32 = 4;
+/// Flag: plain loads are left alone ([`Protect::Stores`]).
+pub const FLAG_STORES: u32 = 8;
 /// ELF note name (without its NUL).
 pub const NAME: &str = "Cordon";
 /// ELF note type.
@@ -27,7 +33,16 @@ pub const TYPE: u32 = 1;
 /// Name of the entry that runs `.init_array`, if the image has one.
 pub const INIT_ENTRY: &str = "cordon.init";
 
-const HEADER_WORDS: usize = 19;
+const FLAGS: u32 = FLAG_KERNEL | FLAG_MATCH | FLAG_METERED | FLAG_STORES;
+const HEADER_WORDS: usize = 20;
+
+const fn mode_of(flags: u32) -> Mode {
+    Mode {
+        matched: flags & FLAG_MATCH != 0,
+        metered: flags & FLAG_METERED != 0,
+        protect: if flags & FLAG_STORES != 0 { Protect::Stores } else { Protect::All },
+    }
+}
 
 /// Why a note could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +82,7 @@ impl<'a> Note<'a> {
         if head(0)? != MAGIC {
             return Err(NoteError::Magic);
         }
-        if head(1)? != VERSION || head(2)? & !FLAG_KERNEL != 0 {
+        if head(1)? != VERSION || head(2)? & !FLAGS != 0 {
             return Err(NoteError::Version);
         }
         let mut at = HEADER_WORDS;
@@ -84,12 +99,14 @@ impl<'a> Note<'a> {
         let entries = take(head(16)?, 1)?;
         let entry_names = take(head(16)?, 1)?;
         let imports = take(head(17)?, 2)?;
+        let forgets = take(head(19)?, Forget::WORDS)?;
         let from = at.checked_mul(4).ok_or(NoteError::Truncated)?;
         let length = usize::try_from(head(18)?).map_err(|_| NoteError::Truncated)?;
         let to = from.checked_add(length).ok_or(NoteError::Truncated)?;
         let strings = descriptor.get(from..to).ok_or(NoteError::Truncated)?;
+        let flags = head(2)?;
         Ok(Note {
-            flags: head(2)?,
+            flags,
             features: u64::from(head(3)?) | u64::from(head(4)?) << 32,
             layout: Layout {
                 stack_shift: head(5)?,
@@ -105,6 +122,8 @@ impl<'a> Note<'a> {
                 sub_slots,
                 entries,
                 regions,
+                mode: mode_of(flags),
+                forgets,
             },
             entry_names,
             imports,
@@ -188,8 +207,9 @@ pub use writer::NoteSpec;
     reason = "for the rewriter and tests; not part of the checker"
 )]
 mod writer {
-    use super::{FLAG_KERNEL, MAGIC, VERSION};
-    use crate::layout::{Region, Slot, SubTable};
+    use super::{FLAG_KERNEL, FLAG_MATCH, FLAG_METERED, FLAG_STORES, MAGIC, VERSION};
+    use crate::layout::{Forget, Region, Slot, SubTable};
+    use crate::policy::{Mode, Protect};
     use alloc::string::String;
     use alloc::vec::Vec;
 
@@ -214,9 +234,21 @@ mod writer {
         pub entries: Vec<(u32, String)>,
         /// Slot number and name.
         pub imports: Vec<(u32, String)>,
+        /// What the text proves beyond the sandbox.
+        pub mode: Mode,
+        /// In ascending order of their offsets.
+        pub forgets: Vec<Forget>,
     }
 
     impl NoteSpec {
+        fn flags(&self) -> u32 {
+            let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+            flag(self.kernel, FLAG_KERNEL)
+                | flag(self.mode.matched, FLAG_MATCH)
+                | flag(self.mode.metered, FLAG_METERED)
+                | flag(self.mode.protect == Protect::Stores, FLAG_STORES)
+        }
+
         /// The descriptor bytes. Counts beyond 2^32 cannot occur in an image that fits its window.
         ///
         /// # Panics
@@ -235,7 +267,7 @@ mod writer {
             let import_names: Vec<u32> = self.imports.iter().map(|(_, n)| name(n)).collect();
             let sub_slots: usize = self.sub_tables.iter().map(|(_, s)| s.len()).sum();
             let mut words: Vec<u32> = Vec::new();
-            words.extend([MAGIC, VERSION, if self.kernel { FLAG_KERNEL } else { 0 }]);
+            words.extend([MAGIC, VERSION, self.flags()]);
             words.extend([self.features as u32, (self.features >> 32) as u32, self.stack_shift, self.stack_low]);
             words.extend([
                 self.table.cast_unsigned(),
@@ -245,7 +277,7 @@ mod writer {
                 self.limit,
             ]);
             words.extend([self.regions.len(), self.slots.len(), self.sub_tables.len(), sub_slots].map(count));
-            words.extend([self.entries.len(), self.imports.len(), strings.len()].map(count));
+            words.extend([self.entries.len(), self.imports.len(), strings.len(), self.forgets.len()].map(count));
             words.extend(self.regions.iter().flat_map(|r| [r.start, r.end, r.kind as u32]));
             words.extend(self.slots.iter().map(|s| s.to_word()));
             let mut first = 0;
@@ -258,6 +290,7 @@ mod writer {
             words.extend(self.entries.iter().map(|(offset, _)| offset));
             words.extend(entry_names);
             words.extend(self.imports.iter().zip(import_names).flat_map(|((slot, _), name)| [*slot, name]));
+            words.extend(self.forgets.iter().flat_map(|f| [f.offset, f.keep.into()]));
             let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             bytes.extend_from_slice(&strings);
             bytes.resize(bytes.len().next_multiple_of(4), 0);

@@ -86,6 +86,36 @@ pub enum Host {
     Kernel,
 }
 
+/// Which accesses are forced into the window, and in match mode checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protect {
+    /// Loads and stores.
+    #[default]
+    All,
+    /// Stores, jumps and everything that names the stack; plain loads go where their 64-bit address points (DESIGN §7). User mode only.
+    Stores,
+}
+
+/// What text proves beyond the sandbox (DESIGN §7, §8): what an image claims, and the least that a policy demands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mode {
+    /// Segment matching: no access without a check of its 64-bit address.
+    pub matched: bool,
+    /// Every cycle pays for its instructions from the count in r14.
+    pub metered: bool,
+    pub protect: Protect,
+}
+
+impl Mode {
+    /// Whether text of this mode is good enough where `demanded` is asked for.
+    #[must_use]
+    pub fn fulfils(self, demanded: Mode) -> bool {
+        (self.matched || !demanded.matched)
+            && (self.metered || !demanded.metered)
+            && (self.protect == Protect::All || demanded.protect == Protect::Stores)
+    }
+}
+
 /// The host's terms. A note can only narrow them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -94,12 +124,18 @@ pub struct Policy {
     pub features: Features,
     /// Greatest static stack depth in bytes (DESIGN §4 D), a multiple of 8, at most [`crate::layout::DEPTH_LIMIT`].
     pub max_depth: u32,
+    /// The least that the text must prove.
+    pub mode: Mode,
 }
 
 impl Policy {
     /// The user-mode default: everything the checker knows but SSE4A, 1 MiB of stack depth.
-    pub const USER: Policy =
-        Policy { host: Host::User, features: Features(((1 << 29) - 1) & !Features::SSE4A.0), max_depth: 1 << 20 };
+    pub const USER: Policy = Policy {
+        host: Host::User,
+        features: Features(((1 << 29) - 1) & !Features::SSE4A.0),
+        max_depth: 1 << 20,
+        mode: Mode { matched: false, metered: false, protect: Protect::All },
+    };
     /// The kernel default: general-purpose instructions with `popcnt`, BMI, `lzcnt`, `movbe` and ADX, 8 KiB of depth.
     pub const KERNEL: Policy = Policy {
         host: Host::Kernel,
@@ -113,5 +149,6 @@ impl Policy {
                 | Features::PREFETCHW.0,
         ),
         max_depth: 8 << 10,
+        mode: Mode { matched: false, metered: false, protect: Protect::All },
     };
 }

@@ -1,9 +1,9 @@
 //! Proves a layout: tables, regions, stacks and limits (SPEC "Layout", DESIGN §2, §4, §5, design-review A4, B13, G1).
 
 use crate::layout::{
-    DEPTH_LIMIT, Layout, MEMORY_END, NULL_ZONE_END, Region, RegionKind, SET_SLOTS, STACK_HEADROOM, Slot, SubTable, Words,
+    DEPTH_LIMIT, Forget, Layout, MEMORY_END, NULL_ZONE_END, Region, RegionKind, SET_SLOTS, STACK_HEADROOM, Slot, SubTable, Words,
 };
-use crate::policy::{Host, Policy};
+use crate::policy::{Host, Policy, Protect};
 
 /// Page size that every region and table boundary is aligned to, bytes.
 pub const PAGE: u32 = 4096;
@@ -70,6 +70,10 @@ layout_errors! {
     StackLow, "the native stack and its guard do not fit below S";
     /// Kernel: LIMIT lets a function run off its native stack, or no function could start.
     Limit, "the stack limit lies outside the native stack";
+    /// The image does not prove what the policy demands (match, metering, protection of loads), or a kernel image leaves loads alone.
+    Mode, "the image does not prove what the policy demands";
+    /// Forget records that are not in ascending order or name more than 16 registers.
+    Forgets, "the forget records are malformed or out of order";
     /// The note is for another kind of host.
     Host, "the image is for another kind of host";
     /// The note claims extensions that the policy does not allow.
@@ -99,14 +103,29 @@ impl Layout<'_> {
         ensure(policy.max_depth.is_multiple_of(8) && policy.max_depth <= DEPTH_LIMIT, LayoutError::PolicyDepth)?;
         ensure(self.max_depth.is_multiple_of(8) && self.max_depth <= policy.max_depth, LayoutError::Depth)?;
         ensure(
-            self.sub_tables.len().is_multiple_of(SubTable::WORDS) && self.regions.len().is_multiple_of(Region::WORDS),
+            self.sub_tables.len().is_multiple_of(SubTable::WORDS)
+                && self.regions.len().is_multiple_of(Region::WORDS)
+                && self.forgets.len().is_multiple_of(Forget::WORDS),
             LayoutError::Records,
         )?;
+        self.validate_mode(policy)?;
         self.validate_table_pages(policy)?;
         self.validate_main_table()?;
         self.validate_sub_tables()?;
         let stack = self.validate_regions(policy)?;
         self.validate_native_stack(policy, stack)
+    }
+
+    fn validate_mode(&self, policy: &Policy) -> Check {
+        ensure(self.mode.fulfils(policy.mode), LayoutError::Mode)?;
+        ensure(policy.host == Host::User || self.mode.protect == Protect::All, LayoutError::Mode)?;
+        let mut past = 0_u64;
+        for index in 0..self.forget_count() {
+            let forget = self.forget(index).ok_or(LayoutError::Forgets)?;
+            ensure(u64::from(forget.offset) >= past, LayoutError::Forgets)?;
+            past = u64::from(forget.offset).saturating_add(1);
+        }
+        Ok(())
     }
 
     fn validate_table_pages(&self, policy: &Policy) -> Check {

@@ -27,6 +27,17 @@ pub struct MapEntry {
     pub old: u32,
 }
 
+/// One line of `.cordon.stubs`: a `ud2` to which a check or a meter jumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stub {
+    /// Text offset of the `ud2`.
+    pub at: u32,
+    /// Text offset of the access that the check is for, or of the meter.
+    pub place: u32,
+    /// The fuel is used up; else an access goes astray.
+    pub fuel: bool,
+}
+
 /// Bytes that go to a window range; `size > bytes.len()` is zero-filled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
@@ -46,6 +57,8 @@ pub struct Image {
     pub symbols: Vec<ImageSymbol>,
     /// Ascending by `new`.
     pub map: Vec<MapEntry>,
+    /// The places that end a call on purpose, ascending by [`Stub::at`].
+    pub stubs: Vec<Stub>,
     /// Names of the objects that `map` refers to.
     pub objects: Vec<String>,
     pub note: NoteSpec,

@@ -1,5 +1,7 @@
 //! Rewrites ordinary ELF objects into sealed images. `DESIGN.md` lists the phases with their files.
 
+use cordon_checker::Mode;
+
 pub mod body;
 pub mod diag;
 pub mod dwarf;
@@ -34,6 +36,8 @@ pub struct Options {
     pub stack: u32,
     /// Take part with every archive member, not only those that are referred to.
     pub whole_archive: bool,
+    /// What the image proves beyond the sandbox: checked accesses, metering, unprotected loads.
+    pub mode: Mode,
 }
 
 impl Default for Options {
@@ -45,6 +49,7 @@ impl Default for Options {
             argument: 64 << 20,
             stack: 8 << 20,
             whole_archive: false,
+            mode: Mode::default(),
         }
     }
 }

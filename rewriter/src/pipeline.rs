@@ -13,7 +13,7 @@ use crate::space::{self, MAX_DEPTH};
 use crate::{Explanation, Options, Rewritten, Stats, fixup, layout, liveness};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
-use cordon_checker::{Policy, check};
+use cordon_checker::{Mode, Policy, check};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -35,7 +35,7 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
-    image.note = note(env, &plans, &text);
+    image.note = note(env, &plans, &text, options.mode);
     image.symbols = symbols(env, &text);
     image.map = map(env, &text);
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
@@ -139,7 +139,7 @@ fn entry_node(body: &Body) -> u32 {
     body.node(crate::body::Key { context: crate::body::Context::default(), at: body.entry })
 }
 
-fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
+fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
     let space = env.space;
     let start = |at: &CodeRef| {
         let body = env.bodies[at];
@@ -166,6 +166,7 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
         slots,
         entries,
         imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
+        mode,
         ..NoteSpec::default()
     }
 }
@@ -293,9 +294,10 @@ fn stats(env: Env<'_>, text: &Text) -> Stats {
 fn self_check(env: Env<'_>, image: &Image, text: &Text) -> Result<u64, Refusals> {
     let bytes = image.note.to_bytes();
     let note = Note::parse(&bytes).map_err(|e| internal(format!("the note cannot be read back: {e:?}")))?;
-    note.layout.validate(&Policy::USER).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
+    let policy = Policy { mode: image.note.mode, ..Policy::USER };
+    note.layout.validate(&policy).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
     let mut scratch = vec![0; text.bytes.len()];
-    check(&text.bytes, &Policy::USER, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
+    check(&text.bytes, &policy, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
         let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);
         let place = at.map_or_else(Place::default, |m| {

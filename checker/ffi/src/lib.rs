@@ -46,7 +46,7 @@ impl CPolicy {
             1 => Host::Kernel,
             _ => return None,
         };
-        Some(Policy { host, features: Features(self.features), max_depth: self.max_depth })
+        Some(Policy { host, features: Features(self.features), max_depth: self.max_depth, ..Policy::USER })
     }
 }
 

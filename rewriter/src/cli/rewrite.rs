@@ -2,6 +2,8 @@
 
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::{Format, size::parse_size};
+use clap::ValueEnum;
+use cordon_checker::{Mode, Protect};
 use cordon_rewriter::diag::Refusals;
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, Rewritten, rewrite};
@@ -64,6 +66,35 @@ pub struct Link {
     /// Take every member of every archive, wanted or not
     #[arg(long)]
     pub whole_archive: bool,
+    /// What happens to an access outside the window's 4 GiB
+    #[arg(long, value_enum, default_value_t, value_name = "FLAVOUR")]
+    pub mode: Flavour,
+    /// Meter instructions in r14, so that a run can be given a deterministic limit (`cordon run --fuel`)
+    #[arg(long)]
+    pub fuel: bool,
+    /// Which accesses are protected
+    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+    pub protect: Protected,
+}
+
+/// The two flavours of isolation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Flavour {
+    /// It is forced into the window: a stray pointer harms only the handler.
+    #[default]
+    Sandbox,
+    /// It does not happen: the call ends with a report.
+    Match,
+}
+
+/// The accesses that are protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Protected {
+    /// Loads and stores.
+    #[default]
+    All,
+    /// Stores only: loads may read whatever their 64-bit address names, host memory included.
+    Stores,
 }
 
 impl Link {
@@ -76,6 +107,11 @@ impl Link {
             argument: self.arg_area,
             stack: self.stack,
             whole_archive: self.whole_archive,
+            mode: Mode {
+                matched: self.mode == Flavour::Match,
+                metered: self.fuel,
+                protect: if self.protect == Protected::Stores { Protect::Stores } else { Protect::All },
+            },
         }
     }
 }
