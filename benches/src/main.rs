@@ -4,6 +4,7 @@
 //! [`report`] writes tables and JSON.
 
 mod measure;
+mod modes;
 mod report;
 mod stats;
 mod subject;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Time and text size of every fixture and of zlib, in a window and in the fast window, against native
     Overhead(Overhead),
+    /// What each mode costs in a window: flavours, metering, time limits, against native
+    Modes(Overhead),
 }
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +48,32 @@ struct Overhead {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Overhead(args) => overhead(&args),
+        Command::Modes(args) => modes(&args),
     }
+}
+
+fn modes(args: &Overhead) -> Result<()> {
+    let workshop = subject::Workshop::new()?;
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for program in subject::programs(&workshop, &args.program)? {
+        eprintln!("measuring {}", program.name);
+        match modes::row(&workshop, &program, args.rounds) {
+            Ok(row) => rows.push(row),
+            Err(error) => failures.push(format!("{}: {error:#}", program.name)),
+        }
+    }
+    let heading = format!("{}, {}, {} interleaved rounds", subject::cpu(), workshop.compiler()?, args.rounds);
+    let table = modes::markdown(&heading, &rows);
+    println!("{table}");
+    ensure!(failures.is_empty(), "not measured:\n{}", failures.join("\n"));
+    if let Some(path) = &args.update {
+        report::update(path, "modes", &table)?;
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&modes::json(&heading, &rows))?;
+        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn overhead(args: &Overhead) -> Result<()> {

@@ -98,7 +98,7 @@ impl Setting {
     }
 }
 
-fn time(ns: f64) -> String {
+pub fn time(ns: f64) -> String {
     match ns {
         ns if ns < 100.0 => format!("{ns:.1} ns"),
         ns if ns < 1e4 => format!("{ns:.0} ns"),
@@ -107,7 +107,7 @@ fn time(ns: f64) -> String {
     }
 }
 
-fn ratio(value: Option<f64>) -> String {
+pub fn ratio(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), |r| format!("{r:.3}"))
 }
 
@@ -135,7 +135,7 @@ pub fn markdown(setting: &Setting, rows: &[Row]) -> String {
     text
 }
 
-fn percent(growth: f64) -> String {
+pub fn percent(growth: f64) -> String {
     format!("{:+.1} %", (growth - 1.0) * 100.0)
 }
 

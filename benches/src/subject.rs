@@ -1,6 +1,7 @@
 //! What is measured: fixtures with their scripts, built natively and as images, in several code layouts.
 
 use anyhow::{Context, Result, bail};
+use cordon_checker::{Mode, Policy};
 use cordon_fixtures::catalog::{self, Fixture, Language};
 use cordon_fixtures::compile::{Builder, USUAL, run_tool};
 use cordon_fixtures::native::NativeRunner;
@@ -107,6 +108,22 @@ fn zlib_programs(workshop: &Workshop) -> Result<[Program; 2]> {
     ])
 }
 
+/// How an image is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Build {
+    pub mode: Mode,
+    /// The fixture (not its libraries) is compiled with `-ffixed-r14`.
+    pub spare_r14: bool,
+}
+
+const SPARE_R14: &[&str] = &["-ffixed-r14"];
+
+/// One code layout of a program, natively and as several images.
+pub struct Variants {
+    pub native: NativeRunner,
+    pub images: Vec<(Arc<Image>, Stats)>,
+}
+
 /// A folder to compile in.
 pub struct Workshop {
     builder: Builder,
@@ -141,20 +158,48 @@ impl Workshop {
     }
 
     fn subject(&self, program: &Program, padding: usize, front: Option<&Fixture>) -> Result<Subject> {
-        let mut files: Vec<PathBuf> = front.map(|f| self.builder.object(f, USUAL)).transpose()?.into_iter().collect();
-        files.push(self.builder.object(program.fixture, USUAL)?);
-        files.extend(self.builder.archives(program.fixture.libraries)?);
+        let files = self.files(program.fixture, front)?;
         let native = NativeRunner::link(&self.builder, &files)?;
-        let inputs = files.iter().map(|path| {
-            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            Ok(Input { name: path.display().to_string(), bytes })
-        });
-        let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, &Options::default())?;
-        // A sealed fast window would keep address 0 for good; this process does not use gs itself.
-        let options = LoadOptions { seal: false, host_uses_gs: false, ..LoadOptions::default() };
-        let image = Image::from_bytes(&rewritten.image, &options)?;
-        Ok(Subject { padding, native, image, stats: rewritten.stats })
+        let (image, stats) = image(&files, Mode::default())?;
+        Ok(Subject { padding, native, image, stats })
     }
+
+    /// Every code layout of `program` natively, and as an image of each build.
+    ///
+    /// # Errors
+    /// If it cannot be compiled, rewritten or loaded.
+    pub fn variants(&self, program: &Program, builds: &[Build]) -> Result<Vec<Variants>> {
+        let variants = |front: &Option<Fixture>| {
+            let plain = self.files(program.fixture, front.as_ref())?;
+            let spared = Fixture { flags: SPARE_R14, ..*program.fixture };
+            let spared = if program.fixture.flags.is_empty() { self.files(&spared, front.as_ref())? } else { plain.clone() };
+            let files = |build: &Build| if build.spare_r14 { &spared } else { &plain };
+            let images = builds.iter().map(|build| image(files(build), build.mode)).collect::<Result<_>>()?;
+            Ok(Variants { native: NativeRunner::link(&self.builder, &plain)?, images })
+        };
+        LAYOUTS.iter().map(|(_, front)| variants(front)).collect()
+    }
+
+    /// The objects and archives of a fixture, behind those of `front`.
+    fn files(&self, fixture: &Fixture, front: Option<&Fixture>) -> Result<Vec<PathBuf>> {
+        let mut files: Vec<PathBuf> = front.map(|f| self.builder.object(f, USUAL)).transpose()?.into_iter().collect();
+        files.push(self.builder.object(fixture, USUAL)?);
+        files.extend(self.builder.archives(fixture.libraries)?);
+        Ok(files)
+    }
+}
+
+/// Rewrites and loads.
+fn image(files: &[PathBuf], mode: Mode) -> Result<(Arc<Image>, Stats)> {
+    let inputs = files.iter().map(|path| {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        Ok(Input { name: path.display().to_string(), bytes })
+    });
+    let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, &Options { mode, ..Options::default() })?;
+    // A sealed fast window would keep address 0 for good; this process does not use gs itself.
+    let policy = Policy { mode, ..Policy::USER };
+    let options = LoadOptions { seal: false, host_uses_gs: false, policy, ..LoadOptions::default() };
+    Ok((Image::from_bytes(&rewritten.image, &options)?, rewritten.stats))
 }
 
 /// The processor's name, as the kernel tells it.
