@@ -289,7 +289,7 @@ fn note_with(change: impl FnOnce(&mut [u32])) -> Result<(), LayoutError> {
 #[test]
 fn names_share_no_bytes() {
     // Header, two regions, three slots, a sub-table, two entries; then the names of entries, the imports.
-    let first = 19 + 2 * 3 + 3 + 7 + 2;
+    let first = 20 + 2 * 3 + 3 + 7 + 2;
     assert_eq!(note_with(|_| ()), Ok(()));
     assert_eq!(note_with(|w| assert_eq!(w[first..first + 6], [0, 6, 1, 13, 2, 17])), Ok(()));
     let refused = Err(LayoutError::Names);
