@@ -10,6 +10,7 @@ pub mod elf;
 pub mod emit;
 pub mod fixup;
 pub mod functions;
+pub mod instrument;
 pub mod layout;
 pub mod liveness;
 pub mod object;

@@ -36,20 +36,22 @@ pub const CALLEE_SAVED: u16 = bit(3) | bit(4) | bit(5) | bit(12) | bit(13) | bit
 /// Registers that a call may change (psABI 3.2.1).
 pub const CALLER_SAVED: u16 = !CALLEE_SAVED;
 /// rax (vector count of variadic calls), rdi, rsi, rdx, rcx, r8, r9, r10 (static chain), rsp.
-const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
+pub(crate) const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
 /// Results rax and rdx.
 const RESULTS: u16 = bit(0) | bit(2);
-const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+pub(crate) const STATUS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// What one instruction reads and overwrites.
 #[derive(Clone, Copy, Debug, Default)]
-struct Effect {
-    reads: Live,
-    kills: Live,
-    writes: u16,
+pub(crate) struct Effect {
+    pub reads: Live,
+    pub kills: Live,
+    pub writes: u16,
 }
 
-fn effect(factory: &mut InstructionInfoFactory, insn: &Instruction) -> Effect {
+/// The effect of one instruction, a call's apart.
+pub(crate) fn effect(factory: &mut InstructionInfoFactory, insn: &Instruction) -> Effect {
     let mut e = Effect::default();
     for used in factory.info(insn).used_registers() {
         if !used.register().is_gpr() {

@@ -10,7 +10,7 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::select::{self, GATES, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, fixup, layout, liveness};
+use crate::{Explanation, Options, Rewritten, Stats, fixup, instrument, layout, liveness};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Mode, Policy, check};
@@ -31,13 +31,14 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
-    let plans = plans(env)?;
+    let plans = plans(env, options.mode)?;
     let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
     image.note = note(env, &plans, &text, options.mode);
     image.symbols = symbols(env, &text);
     image.map = map(env, &text);
+    image.stubs.clone_from(&text.stubs);
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
     image.text.clone_from(&text.bytes);
     let features = self_check(env, &image, &text)?;
@@ -91,9 +92,10 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
     if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
 }
 
-fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
+fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
     let live = liveness::solve(&env.chosen.bodies);
-    let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(|i| plan::plan(env, i, &live[i])).collect();
+    let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], mode));
+    let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();
     for result in results {
@@ -167,6 +169,7 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
         entries,
         imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
         mode,
+        forgets: text.forgets.clone(),
         ..NoteSpec::default()
     }
 }

@@ -47,6 +47,14 @@ pub enum Piece {
     Hint(u32, u32),
     /// The next node begins a loop that was aligned: to 16 bytes if that is cheap, else to 8 (what gcc does).
     Align,
+    /// The checker shall keep no facts here but those of these registers (match mode).
+    Forget(u16),
+    /// A `ud2` that ends the call because of what stands at `place`.
+    Stub {
+        place: Target,
+        /// The fuel is used up; else an access goes astray.
+        fuel: bool,
+    },
 }
 
 /// A body's plan.
@@ -57,6 +65,8 @@ pub struct Plan {
     pub changes: Vec<&'static str>,
     /// Natively pushed slots before each node: bit i = i-th slot below the return address.
     pub pushed: Vec<u64>,
+    /// Labels in use: 1 to this number.
+    pub labels: u32,
 }
 
 /// What planning reads.
@@ -116,7 +126,7 @@ pub fn plan(env: Env<'_>, index: usize, live: &Liveness) -> Result<Plan, Vec<Dia
         }
         changes.push(planner.change);
     }
-    if problems.is_empty() { Ok(Plan { pieces: planner.pieces, changes, pushed }) } else { Err(problems) }
+    if problems.is_empty() { Ok(Plan { pieces: planner.pieces, changes, pushed, labels: planner.labels }) } else { Err(problems) }
 }
 
 impl<'a> Planner<'a> {
