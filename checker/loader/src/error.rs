@@ -26,6 +26,9 @@ pub enum Error {
     /// The text uses an instruction-set extension that this CPU or kernel does not offer.
     #[error("this CPU lacks {0}")]
     Cpu(&'static str),
+    /// A fuel limit for an image that does not count its instructions.
+    #[error("the image is not metered, so its calls cannot be given a fuel limit")]
+    NotMetered,
     /// The image wants more memory than the options allow.
     #[error("image wants {wanted} bytes of memory per window, {limit} are allowed")]
     MemoryLimit { wanted: u64, limit: u64 },

@@ -2,7 +2,8 @@
 
 use crate::context::{Context, RawFault, stop};
 use crate::enter;
-use crate::gates;
+use crate::fuel::{self, FuelUse};
+use crate::gates::{self, Shape};
 use crate::image::places::Origin;
 use crate::thread;
 use crate::time::Overrun;
@@ -78,6 +79,8 @@ pub enum FaultKind {
     Outside,
     /// The call took longer than its time limit; [`Fault::overrun`] has the details.
     TimeLimit,
+    /// The call would have executed more instructions than its fuel lasts for.
+    Fuel,
 }
 
 impl FaultKind {
@@ -101,6 +104,7 @@ impl FaultKind {
             FaultKind::MemoryError => "memory error",
             FaultKind::Outside => "fault outside the window",
             FaultKind::TimeLimit => "time limit exceeded",
+            FaultKind::Fuel => "out of fuel",
         }
     }
 }
@@ -148,6 +152,8 @@ pub struct Fault {
     pub import: Option<String>,
     /// Which time limit ended the call.
     pub overrun: Option<Overrun>,
+    /// The fuel of the call, where the image is metered.
+    pub fuel: Option<FuelUse>,
 }
 
 impl std::error::Error for Fault {}
@@ -159,6 +165,9 @@ impl fmt::Display for Fault {
             let elapsed = Duration::from_micros(overrun.elapsed.as_micros() as u64);
             let whose = if overrun.outer { " of an outer call" } else { "" };
             write!(f, " ({:?}{whose}, ended after {elapsed:?})", overrun.limit)?;
+        }
+        if let (FaultKind::Fuel, Some(fuel)) = (self.kind, self.fuel) {
+            write!(f, " ({} instructions)", fuel.limit)?;
         }
         match self.access {
             Some(FaultAccess::Read) => write!(f, " (read)")?,
@@ -189,6 +198,10 @@ impl fmt::Display for Fault {
 impl Fault {
     /// Reports how the entry described by `cx` was stopped with `code`.
     pub(crate) fn of(window: &Inner, cx: &Context, code: u32) -> Fault {
+        Fault { fuel: fuel_of(window, cx), ..Fault::stopped(window, cx, code) }
+    }
+
+    fn stopped(window: &Inner, cx: &Context, code: u32) -> Fault {
         match code {
             stop::FAULT => Fault::from_signal(window, cx, &cx.fault),
             stop::TIME => {
@@ -196,19 +209,15 @@ impl Fault {
                 Fault { overrun, ..Fault::interrupted(window, cx, &cx.fault, FaultKind::TimeLimit) }
             }
             stop::GATE_RANGE => {
-                let offset = cx.frame.args[0];
-                let kind = if offset < u64::from(NULL_ZONE_END) {
-                    FaultKind::NullZone
-                } else if offset < cx.table_end {
-                    FaultKind::Table
-                } else {
-                    FaultKind::GateRange
-                };
-                // SAFETY: the gate's stack pointer lies in the native stack of this context.
-                let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
-                let gate = window.image.import_called_before(caller).and_then(gates::built_in);
-                Fault { address: u32::try_from(offset).ok(), gate, ..Fault::at(window, kind, text_offset(cx, caller)) }
+                let mut fault = Fault::at_gate(window, cx, FaultKind::GateRange);
+                if let Some(range) = fault.gate.and_then(gates::shape).and_then(|shape| refused(shape, cx)) {
+                    fault.kind = range.kind(cx);
+                    fault.address = u32::try_from(range.start).ok();
+                    fault.access = Some(range.access);
+                }
+                fault
             }
+            stop::FUEL => Fault::at_gate(window, cx, FaultKind::Fuel),
             stop::STACK => {
                 // SAFETY: as above; the host gate pushes nothing before it looks.
                 let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
@@ -216,6 +225,21 @@ impl Fault {
             }
             _ => Fault::at(window, FaultKind::Outside, None),
         }
+    }
+
+    fn at_gate(window: &Inner, cx: &Context, kind: FaultKind) -> Fault {
+        // SAFETY: the gate's stack pointer lies in the native stack of this context.
+        let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
+        let gate = window.image.import_called_before(caller).and_then(gates::built_in);
+        Fault { gate, ..Fault::at(window, kind, text_offset(cx, caller)) }
+    }
+
+    /// The end of a call whose host function asked for more fuel than there was.
+    pub(crate) fn starved(window: &Inner, cx: &Context) -> Fault {
+        // SAFETY: the host gate stored its stack pointer, which lies in the native stack of this context.
+        let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
+        let import = window.image.imports().get(cx.frame.import as usize).map(|i| i.name.clone());
+        Fault { import, fuel: fuel_of(window, cx), ..Fault::at(window, FaultKind::Fuel, text_offset(cx, caller)) }
     }
 
     fn at(window: &Inner, kind: FaultKind, text_offset: Option<u32>) -> Fault {
@@ -231,6 +255,7 @@ impl Fault {
             registers: None,
             import: None,
             overrun: None,
+            fuel: None,
         }
     }
 
@@ -273,6 +298,58 @@ impl Fault {
     }
 }
 
+/// A range of window memory that a gate was given.
+#[derive(Clone, Copy, Debug)]
+struct GateRange {
+    /// All 64 bits that the handler passed.
+    start: u64,
+    /// Bytes; at least `u64::MAX` if it is more.
+    len: u64,
+    access: FaultAccess,
+}
+
+impl GateRange {
+    /// Whether the gates refuse it.
+    fn is_refused(&self, cx: &Context) -> bool {
+        let end = self.start.checked_add(self.len);
+        end.is_none_or(|end| end > WINDOW)
+            || self.start >= WINDOW
+            || self.access == FaultAccess::Write && self.start < cx.table_end
+    }
+
+    fn kind(&self, cx: &Context) -> FaultKind {
+        match (self.access, self.start) {
+            (_, start) if start < u64::from(NULL_ZONE_END) => FaultKind::NullZone,
+            (FaultAccess::Write, start) if start < cx.table_end => FaultKind::Table,
+            _ => FaultKind::GateRange,
+        }
+    }
+}
+
+/// The first of a gate's ranges that it refused, if it is known.
+fn refused(shape: Shape, cx: &Context) -> Option<GateRange> {
+    let [rdi, rsi, rdx, rcx, ..] = cx.frame.args;
+    let range = |start, len, access| Some(GateRange { start, len, access });
+    let (read, write) = (FaultAccess::Read, FaultAccess::Write);
+    let ranges = match shape {
+        Shape::Bytes { reads } => [range(rdi, rdx, write), range(rsi, rdx, read).filter(|_| reads)],
+        Shape::Compare => [range(rdi, rdx, read), range(rsi, rdx, read)],
+        Shape::Length => [range(rdi, 1, read), None],
+        Shape::Elements { size, reads } => {
+            let len = rcx.saturating_mul(size);
+            [range(rdi, len, write), range(rsi, len, read).filter(|_| reads)]
+        }
+        Shape::Search { size, both } => [range(rdi, size, read), range(rsi, size, read).filter(|_| both)],
+        Shape::Word | Shape::Registers => [None, None],
+    };
+    ranges.into_iter().flatten().find(|range| range.is_refused(cx))
+}
+
+/// The fuel of the call that `cx` describes.
+fn fuel_of(window: &Inner, cx: &Context) -> Option<FuelUse> {
+    window.image.mode().metered.then(|| FuelUse::new(cx.fuel_limit, cx.frame.fuel))
+}
+
 fn text_offset(cx: &Context, address: u64) -> Option<u32> {
     (cx.text_start..cx.text_end).contains(&address).then(|| u32::try_from(address - cx.text_start).ok())?
 }
@@ -282,7 +359,10 @@ fn kind_of(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
         vector::PAGE => page_fault_kind(window, cx, raw),
         vector::DIVIDE => FaultKind::Divide,
         vector::UNDEFINED if window.image.stub_range().contains(&raw.rip) => FaultKind::BadCodePointer,
-        vector::UNDEFINED if window.image.is_trap_instruction(raw.rip) => FaultKind::Trap,
+        vector::UNDEFINED if window.image.is_trap_instruction(raw.rip) => {
+            let below = raw.registers[14] > fuel::MOST;
+            if below && window.image.mode().metered { FaultKind::Fuel } else { FaultKind::Trap }
+        }
         vector::UNDEFINED => FaultKind::IllegalInstruction,
         vector::BREAKPOINT | vector::DEBUG => FaultKind::Trap,
         vector::PROTECTION | vector::STACK | vector::ALIGNMENT => FaultKind::Misaligned,
@@ -433,6 +513,7 @@ fn record(cx: &mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine
 /// restores the host's.
 fn redirect(cx: &mut Context, machine: &mut libc::mcontext_t, code: u32) {
     cx.frame.stop = code;
+    cx.frame.fuel = machine.gregs[libc::REG_R14 as usize].cast_unsigned();
     let mut set = |register: libc::c_int, value: u64| machine.gregs[register as usize] = value.cast_signed();
     set(libc::REG_RIP, enter::abort_address());
     set(libc::REG_RCX, ptr::from_mut(cx) as u64 & !0xffff_ffff);

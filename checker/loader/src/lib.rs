@@ -38,6 +38,8 @@
 //!   such call. The loader's action for it has `SA_RESTART`; waits that this does not cover (`poll`, `nanosleep`) fail with `EINTR` meanwhile.
 //!   The signal must not be blocked while a handler runs. A child made by `fork` has no timers; the loader makes a new one there, for the
 //!   running call at once. A child made by the bare system call runs without time limit.
+//! * Images that count their instructions can be given a limit of fuel ([`LoadOptions::fuel`], [`Window::set_fuel`]), which ends a call at the
+//!   same instruction in every run.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
@@ -53,6 +55,7 @@ mod cpu;
 mod enter;
 mod error;
 mod fault;
+mod fuel;
 mod gates;
 mod image;
 mod imports;
@@ -63,9 +66,10 @@ mod window;
 
 pub use c_imports::{CFunction, cordon_call_read, cordon_call_write};
 pub use cordon_checker::layout::{Region, RegionKind};
-pub use cordon_checker::{Features, Policy, Reject, Rule, Summary};
+pub use cordon_checker::{Features, Mode, Policy, Protect, Reject, Rule, Summary};
 pub use error::Error;
 pub use fault::{Fault, FaultAccess, FaultKind, FaultRegisters, SIGNALS};
+pub use fuel::FuelUse;
 pub use gates::NAMES as BUILT_IN_GATES;
 pub use image::elf::{Parts, Segment, split};
 pub use image::places::Origin;

@@ -3,6 +3,7 @@
 use crate::context::{Context, flag};
 use crate::enter::{self, Returned};
 use crate::error::Error;
+use crate::fuel::Tank;
 use crate::image::{Entry, Image, Spare};
 use crate::imports::{HostFunction, Imports};
 use crate::pages::{Access, PAGE, Pages};
@@ -80,6 +81,8 @@ pub struct Inner {
     pub flags: u32,
     /// For every call.
     pub limit: Limit,
+    /// Used where the image is metered.
+    pub tank: Tank,
     /// Host functions by import index; `None` for built-in gates and for imports that are not offered.
     pub functions: Vec<Option<HostFunction>>,
     /// Which imports the tables lead to, by import index.
@@ -136,6 +139,7 @@ impl Window {
             pages: Some(pages),
             flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
             limit: Limit::new(image.options().time_limit),
+            tank: Tank::new(image.options().fuel),
             functions,
             offered,
             sealed,
@@ -179,6 +183,36 @@ impl Window {
     /// Calls that finish pay next to nothing for a limit, but the timer of a short one interrupts the thread up to 4000 times a second.
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.inner.limit = Limit::new(limit);
+    }
+
+    /// Most instructions that one call may execute, `None` for no limit.
+    #[must_use]
+    pub fn fuel(&self) -> Option<u64> {
+        self.inner.tank.limit()
+    }
+
+    /// Sets how many instructions each later call may execute; before, it is [`crate::LoadOptions::fuel`]. Without a limit, and above it,
+    /// that is 2^63 - 1.
+    ///
+    /// A call that would execute more ends with a fault of [`crate::FaultKind::Fuel`], at the same instruction on every machine and in every
+    /// run. Instructions are paid for some at a time, before they are executed, so a call may end up to 1023 of them early. Built-in
+    /// gates take one unit for 16 bytes (`memcpy` and its like) or 4 elements (string instructions), host functions what they ask for
+    /// ([`crate::CallContext::charge`]). A call from inside a host function gets at most what the calls around it have left, and they pay.
+    ///
+    /// # Errors
+    /// [`Error::NotMetered`] for a limit if the image does not count its instructions.
+    pub fn set_fuel(&mut self, limit: Option<u64>) -> Result<(), Error> {
+        if limit.is_some() && !self.inner.image.mode().metered {
+            return Err(Error::NotMetered);
+        }
+        self.inner.tank.set_limit(limit);
+        Ok(())
+    }
+
+    /// Fuel that the last call used, however it ended; `None` if the image does not count its instructions.
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.inner.image.mode().metered.then(|| self.inner.tank.used())
     }
 
     /// Calls entry `name` with up to six integers (byte slices among them) and eight `double`s; gives the integer result (rax).

@@ -13,7 +13,7 @@ use crate::pages::{Access, PAGE, Pages, SharedBytes};
 use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, USER_STACK_LOW};
 use cordon_checker::note::{Note, NoteError};
 use cordon_checker::policy::Host;
-use cordon_checker::{Features, Layout, LayoutError, Policy, Summary, check, scratch_len};
+use cordon_checker::{Features, Layout, LayoutError, Mode, Policy, Summary, check, scratch_len};
 use elf::{Parts, Segment};
 use places::{Origin, Places};
 use std::ops::Range;
@@ -46,15 +46,26 @@ pub struct LoadOptions {
     pub host_uses_gs: bool,
     /// Most time that one call of a window may take, its initialisation included; see [`crate::Window::set_time_limit`].
     pub time_limit: Option<Duration>,
+    /// Most instructions that one call of a window may execute; a limit makes the loader refuse images that are not metered. See
+    /// [`crate::Window::set_fuel`].
+    pub fuel: Option<u64>,
     /// Write the segment base by `wrgsbase` where the kernel allows it; turned off, by system calls (for tests).
     pub fsgsbase: bool,
 }
 
 impl Default for LoadOptions {
-    /// [`Policy::USER`], 1 GiB, sealed, gs restored, [`crate::DEFAULT_TIME_LIMIT`] (10 s).
+    /// [`Policy::USER`], 1 GiB, sealed, gs restored, [`crate::DEFAULT_TIME_LIMIT`] (10 s), no fuel limit.
     fn default() -> Self {
         let time_limit = Some(crate::time::DEFAULT);
-        LoadOptions { policy: Policy::USER, memory_limit: 1 << 30, seal: true, host_uses_gs: true, time_limit, fsgsbase: true }
+        LoadOptions {
+            policy: Policy::USER,
+            memory_limit: 1 << 30,
+            seal: true,
+            host_uses_gs: true,
+            time_limit,
+            fuel: None,
+            fsgsbase: true,
+        }
     }
 }
 
@@ -105,6 +116,7 @@ pub struct Image {
     code: Pages,
     text_len: u64,
     summary: Summary,
+    mode: Mode,
     flags: u32,
     leaves: Vec<Leaf>,
     state_components: u64,
@@ -142,6 +154,9 @@ impl Image {
         let note = Note::parse(&descriptor).map_err(Error::Note)?;
         note.validate(&options.policy).map_err(Error::Layout)?;
         let layout = note.layout;
+        if options.fuel.is_some() && !layout.mode.metered {
+            return Err(Error::NotMetered);
+        }
         let (regions, stack) = regions(&layout, options)?;
         let imports = imports(&note, &layout)?;
         let (code, summary) = map_text(&parts, options, &layout, &imports)?;
@@ -153,7 +168,8 @@ impl Image {
             code,
             text_len: parts.text.len() as u64,
             summary,
-            flags: flags(&summary, &imports, options),
+            flags: flags(&summary, &imports, layout.mode, options),
+            mode: layout.mode,
             leaves: cpu::leaves(features),
             state_components: cpu::state_components(features),
             table: layout.table.cast_unsigned()..layout.table_end.cast_unsigned(),
@@ -195,6 +211,12 @@ impl Image {
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.summary
+    }
+
+    /// What the text proves beyond the sandbox: the checker verified it.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The terms under which the image was loaded.
@@ -369,7 +391,7 @@ fn regions(layout: &Layout<'_>, options: &LoadOptions) -> Result<(Vec<Region>, R
 fn imports(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<ImportName>, Error> {
     let import = |index: u32| {
         let (_, name) = note.import(index as usize).map_err(Error::Note)?;
-        Ok(ImportName { name: shown(name)?, built_in: gates::address(name).is_some() })
+        Ok(ImportName { name: shown(name)?, built_in: gates::built_in(name).is_some() })
     };
     (0..layout.imports).map(import).collect()
 }
@@ -431,7 +453,7 @@ fn map_text(
 ) -> Result<(Pages, Summary), Error> {
     let text_len = parts.text.len() as u64;
     let text_pages = text_len.next_multiple_of(PAGE);
-    let stubs = stubs(imports);
+    let stubs = stubs(imports, layout.mode.metered);
     let pages = Pages::reserve_random(text_pages + stubs.len() as u64, PAGE, 0, Access::ReadWrite)?;
     let filling = UD2.repeat((text_pages - text_len).div_ceil(2) as usize);
     // SAFETY: the pages are new, writable and ours.
@@ -459,11 +481,11 @@ fn map_text(
 
 /// Whole pages of stubs: the trap, then one per import. A slot is readable for the handler, so it holds a stub's address, which says
 /// nothing about the host (design-review G2); the stub jumps through a pointer beside it, in memory that no handler can read.
-fn stubs(imports: &[ImportName]) -> Vec<u8> {
+fn stubs(imports: &[ImportName], metered: bool) -> Vec<u8> {
     let len = (STUB * (imports.len() as u64 + 1)).next_multiple_of(PAGE) as usize;
     let mut bytes = UD2.repeat(len / 2);
     for (index, (import, stub)) in imports.iter().zip(bytes.chunks_exact_mut(STUB as usize).skip(1)).enumerate() {
-        let (code, gate) = match gates::address(&import.name) {
+        let (code, gate) = match gates::address(&import.name, metered) {
             Some(gate) => (Vec::new(), gate),
             // mov $index, %eax
             None => ([&[0xb8][..], &(index as u32).to_le_bytes()].concat(), enter::host_gate_address()),
@@ -478,7 +500,7 @@ fn stubs(imports: &[ImportName]) -> Vec<u8> {
 }
 
 /// Work for entry, exit and gates that follows from what the text can do.
-fn flags(summary: &Summary, imports: &[ImportName], options: &LoadOptions) -> u32 {
+fn flags(summary: &Summary, imports: &[ImportName], mode: Mode, options: &LoadOptions) -> u32 {
     let cpu = cpu::this_cpu();
     let uses = |feature: Features| summary.features.0 & feature.0 != 0;
     let calls = |name: &str| imports.iter().any(|i| i.name == name);
@@ -490,5 +512,6 @@ fn flags(summary: &Summary, imports: &[ImportName], options: &LoadOptions) -> u3
     set(uses(Features::CONTROL) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::CONTROL);
     set(cpu.fsgsbase && options.fsgsbase, flag::FSGSBASE);
     set(!options.host_uses_gs, flag::KEEP_GS);
+    set(mode.metered, flag::METERED);
     flags
 }

@@ -1,5 +1,6 @@
 //! Builds images from hand-written assembly: what the rewriter does, without the rewriter.
 
+use cordon_checker::Mode;
 use cordon_checker::layout::{
     Region, RegionKind, STACK_HEADROOM, Slot, SubTable, TEXT_VADDR, USER_STACK_LOW, USER_STACK_SHIFT, USER_TABLE,
 };
@@ -37,6 +38,7 @@ pub struct Builder {
     pub stack: u32,
     pub heap_end: u32,
     pub max_depth: u32,
+    pub mode: Mode,
 }
 
 /// Image bytes with the offsets of its labels.
@@ -59,7 +61,14 @@ impl Builder {
             stack: 0x10_000,
             heap_end: HEAP_END,
             max_depth: 0x1000,
+            mode: Mode::default(),
         }
+    }
+
+    /// The image claims that its text pays for its instructions: `METER n, label` takes n units, or goes to a `ud2` at `label`.
+    pub fn metered(mut self) -> Builder {
+        self.mode.metered = true;
+        self
     }
 
     pub fn imports(mut self, names: &[&'static str]) -> Builder {
@@ -104,6 +113,7 @@ impl Builder {
             table_end: TABLE_END as i32,
             main_bits: MAIN_BITS,
             max_depth: self.max_depth,
+            mode: self.mode,
             regions: self.regions(),
             entries: globals.map(|name| (labels[name], name.replace("__", "."))).collect(),
             imports: self.imports.iter().enumerate().map(|(i, name)| (i as u32 + 1, (*name).to_owned())).collect(),
@@ -138,7 +148,7 @@ impl Builder {
         let first_text = self.imports.len() + 1;
         format!(
             ".set T, {USER_TABLE}\n.set S0, {first_text}\n.set SUB, {SUB_TABLES}\n.set MASK, {}\n.set K, {USER_STACK_SHIFT}\n\
-             .macro IMPORT n\n call *%gs:T+8*(\\n+1)\n.endm\n.text\n{}\n",
+             .macro IMPORT n\n call *%gs:T+8*(\\n+1)\n.endm\n.macro METER n, label\n sub $\\n,%r14; jb \\label\n.endm\n.text\n{}\n",
             8 * ((1 << MAIN_BITS) - 1),
             // Global labels would need relocations.
             self.source.replace(".globl ", "# ")
@@ -218,7 +228,8 @@ pub fn elf(text: &[u8], rodata: &[u8], data: &[u8], note: &NoteSpec, labels: &BT
         symbols.extend((strings.len() as u32).to_le_bytes());
         symbols.extend([2, 0, 1, 0]); // local function in section 1
         symbols.extend((TEXT_VADDR + u64::from(*offset)).to_le_bytes());
-        symbols.extend(16_u64.to_le_bytes());
+        let end = labels.values().copied().filter(|other| other > offset).min().unwrap_or(text.len() as u32);
+        symbols.extend(u64::from(end - offset).to_le_bytes());
         strings.extend(name.as_bytes());
         strings.push(0);
     }

@@ -5,6 +5,7 @@ mod builder;
 mod callbacks;
 mod calls;
 mod faults;
+mod fuel;
 mod gates;
 mod hostile;
 mod leaks;
