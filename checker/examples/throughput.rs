@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p cordon-checker --example throughput`
 
+use cordon_checker::layout::SET_SLOTS;
 use cordon_checker::policy::Host;
 use cordon_checker::{Flow, Policy, check, describe, sample, scratch_len};
 use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
@@ -64,7 +65,7 @@ fn accepted_text(code: &[u8], length: usize) -> Vec<u8> {
             let next = matches!(description.flow, Flow::Next | Flow::Conditional(_) | Flow::Jump(_) | Flow::Call(_));
             let depth = match instruction.mnemonic() {
                 Mnemonic::Call if pushed != 0 => continue,
-                Mnemonic::Push if pushed < 40 => pushed + 1,
+                Mnemonic::Push if pushed < SET_SLOTS as usize => pushed + 1,
                 Mnemonic::Pop if pushed > 0 => pushed - 1,
                 Mnemonic::Push | Mnemonic::Pop => continue,
                 _ if description.gpr_writes & 1 << 4 != 0 => continue,

@@ -35,7 +35,9 @@ extern crate alloc;
 
 mod decode;
 mod describe;
+mod facts;
 pub mod layout;
+mod modes;
 pub mod note;
 pub mod policy;
 #[cfg(feature = "writer")]
@@ -53,7 +55,8 @@ mod validate;
 mod verdict;
 mod walk;
 
-pub use describe::{Description, Flow, MemoryOperand, describe};
+pub use describe::{Description, Flow, MemoryOperand, Tracked, describe, describe_in, track};
+pub use facts::Facts;
 pub use layout::Layout;
 pub use policy::{Features, Mode, Policy, Protect};
 pub use state::{State, is_start, starts, state_at};
