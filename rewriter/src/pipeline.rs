@@ -37,7 +37,7 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let mut image = Image { rodata, data, ..Image::default() };
     image.note = note(env, &plans, &text, options.mode);
     image.symbols = symbols(env, &text);
-    image.map = map(env, &text);
+    (image.map, image.originals) = map(env, &text);
     image.stubs.clone_from(&text.stubs);
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
     image.text.clone_from(&text.bytes);
@@ -234,29 +234,29 @@ fn symbols(env: Env<'_>, text: &Text) -> Vec<ImageSymbol> {
     made
 }
 
-fn map(env: Env<'_>, text: &Text) -> Vec<MapEntry> {
+/// Where each instruction came from, and the bytes of [`Image::originals`].
+fn map(env: Env<'_>, text: &Text) -> (Vec<MapEntry>, Vec<u8>) {
     let mut made = Vec::new();
     for (body, starts) in env.chosen.bodies.iter().zip(&text.nodes) {
         for (node, new) in body.nodes.iter().zip(starts) {
             let section = env.program.section(node.key.at.section);
-            made.push(MapEntry {
-                new: new.0,
-                object: section.object.0,
-                section: section.index as u32,
-                old: node.key.at.offset as u32,
-            });
+            let entry =
+                MapEntry { new: new.0, object: section.object.0, section: section.index as u32, old: node.key.at.offset as u32 };
+            let start = node.key.at.offset as usize;
+            made.push((entry, section.data.get(start..start + node.insn.len()).unwrap_or_default()));
         }
     }
     // Instructions that left nothing behind share their place with the next one, which is kept.
-    made.sort_by_key(|m| m.new);
-    let mut kept: Vec<MapEntry> = Vec::with_capacity(made.len());
+    made.sort_by_key(|(m, _)| m.new);
+    let mut kept: Vec<(MapEntry, &[u8])> = Vec::with_capacity(made.len());
     for entry in made {
         match kept.last_mut() {
-            Some(last) if last.new == entry.new => *last = entry,
+            Some(last) if last.0.new == entry.0.new => *last = entry,
             _ => kept.push(entry),
         }
     }
-    kept
+    let originals = kept.iter().flat_map(|(_, bytes)| std::iter::once(bytes.len() as u8).chain(bytes.iter().copied())).collect();
+    (kept.into_iter().map(|(entry, _)| entry).collect(), originals)
 }
 
 fn explanations(env: Env<'_>, plans: &[Plan], text: &Text) -> Vec<Explanation> {
