@@ -157,7 +157,8 @@ impl Facts {
             Value::ShiftedRight if count == 0 => Facts::NONE,
             Value::ShiftedRight => {
                 let bits = if wide { 64_i64 } else { 32 }.wrapping_sub(count);
-                let most = if bits < 63 { 1_i64.wrapping_shl(u32::try_from(bits).unwrap_or(0)).wrapping_sub(1) } else { i64::MAX };
+                let most =
+                    if bits < 63 { 1_i64.wrapping_shl(u32::try_from(bits).unwrap_or(0)).wrapping_sub(1) } else { i64::MAX };
                 Facts::value(written, most).with(shrunk).with(extended)
             }
             Value::Small => Facts::value(written, SMALL_END.wrapping_sub(1)),
@@ -216,15 +217,16 @@ const fn in_width(value: i64, wide: bool) -> i64 {
 /// Whether the written register gets 64 bits (true) or 32 with the upper half 0 (false); `None` if only a part of it is written.
 fn width(operands: &Operands) -> Option<bool> {
     let line = operands.line;
-    let register = |operand: Operand| {
-        operand.write && matches!(operand.field, Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32)
-    };
+    let register =
+        |operand: Operand| operand.write && matches!(operand.field, Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32);
     let field = if line.has(flag::MODRM) && register(line.reg) {
         line.reg.field
     } else if operands.memory.is_none() && register(line.rm) {
         line.rm.field
     } else if register(line.vvvv) {
         line.vvvv.field
+    } else if line.rm.field == Field::Gpr8 {
+        Field::Gpr8
     } else {
         // An implicit one, of operand size.
         Field::GprV

@@ -176,11 +176,8 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
             }
         };
         let mut operands = None;
-        let insn = if MODES {
-            decode(window, self.machine, &mut operands)?
-        } else {
-            decode(window, self.machine.sandbox(), &mut ())?
-        };
+        let insn =
+            if MODES { decode(window, self.machine, &mut operands)? } else { decode(window, self.machine.sandbox(), &mut ())? };
         let next = self.at.wrapping_add(insn.len);
         if next > self.text.len() {
             return Err(Rule::Truncated);
@@ -237,8 +234,7 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
             self.state = self.state.meet(seen.state()).ok_or(Rule::DepthMismatch)?;
             seen.traits().satisfied_by(offers)?;
         }
-        let (extra, closed) =
-            if MODES { self.modes.arrive(self.at, insn.action, seen, fell)? } else { (Extra::NONE, false) };
+        let (extra, closed) = if MODES { self.modes.arrive(self.at, insn.action, seen, fell)? } else { (Extra::NONE, false) };
         *word = Word::start(self.state, extra, offers, closed).0;
         Ok(())
     }

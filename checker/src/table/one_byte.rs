@@ -180,20 +180,28 @@ pub(crate) static GROUPS: [Group; 14] = [
     shift_group(UV, Size::V, Imm::No, Value::Any, Value::Any),
 ];
 
+/// Nothing is ever known of 8-bit results.
+const fn known(size: Size, value: Value) -> Value {
+    if matches!(size, Size::B1) { Value::Any } else { value }
+}
+
 /// 8-bit forms never name rsp nor begin a unit.
 const fn special(size: Size, kind: Kind) -> Kind {
     if matches!(size, Size::B1) { Kind::Plain } else { kind }
 }
 
 const fn alu_group(update: Operand, read: Operand, size: Size, imm: Imm) -> Group {
+    let extended = known(size, Value::Extended);
+    let moved = known(size, Value::Moved);
+    let masked = known(size, Value::Masked);
     group! {
-        0 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::AddImm)).value(Value::Moved), "add";
-        1 both => modrm(EXT, update, size).imm(imm).lock().extended(), "or";
-        2 both => modrm(EXT, update, size).imm(imm).lock().extended(), "adc";
-        3 both => modrm(EXT, update, size).imm(imm).lock().extended(), "sbb";
-        4 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::AndImm)).value(Value::Masked), "and";
-        5 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::SubImm)).value(Value::Moved), "sub";
-        6 both => modrm(EXT, update, size).imm(imm).lock().extended(), "xor";
+        0 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::AddImm)).value(moved), "add";
+        1 both => modrm(EXT, update, size).imm(imm).lock().value(extended), "or";
+        2 both => modrm(EXT, update, size).imm(imm).lock().value(extended), "adc";
+        3 both => modrm(EXT, update, size).imm(imm).lock().value(extended), "sbb";
+        4 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::AndImm)).value(masked), "and";
+        5 both => modrm(EXT, update, size).imm(imm).lock().kind(special(size, Kind::SubImm)).value(moved), "sub";
+        6 both => modrm(EXT, update, size).imm(imm).lock().value(extended), "xor";
         7 both => modrm(EXT, read, size).imm(imm).kind(special(size, Kind::CmpImm)), "cmp";
     }
 }
@@ -211,13 +219,14 @@ const fn shift_group(update: Operand, size: Size, imm: Imm, value: Value, right:
 }
 
 const fn unary_group(update: Operand, read: Operand, size: Size, imm: Imm, product: u16) -> Group {
+    let extended = known(size, Value::Extended);
     group! {
         0 both => modrm(EXT, read, size).imm(imm), "test";
-        2 both => modrm(EXT, update, size).lock().extended(), "not";
-        3 both => modrm(EXT, update, size).lock().extended(), "neg";
-        4 both => modrm(EXT, read, size).with(product).extended(), "mul";
-        5 both => modrm(EXT, read, size).with(product).extended(), "imul";
-        6 both => modrm(EXT, read, size).with(product).extended(), "div";
-        7 both => modrm(EXT, read, size).with(product).extended(), "idiv";
+        2 both => modrm(EXT, update, size).lock().value(extended), "not";
+        3 both => modrm(EXT, update, size).lock().value(extended), "neg";
+        4 both => modrm(EXT, read, size).with(product).value(extended), "mul";
+        5 both => modrm(EXT, read, size).with(product).value(extended), "imul";
+        6 both => modrm(EXT, read, size).with(product).value(extended), "div";
+        7 both => modrm(EXT, read, size).with(product).value(extended), "idiv";
     }
 }
