@@ -3,6 +3,7 @@
 use cordon_checker::Mode;
 
 pub mod body;
+pub mod count;
 pub mod diag;
 pub mod dwarf;
 pub mod dynamic;

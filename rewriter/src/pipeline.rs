@@ -10,7 +10,7 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::select::{self, GATES, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, fixup, instrument, layout, liveness};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, instrument, layout, liveness};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Mode, Policy, check};
@@ -27,7 +27,10 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let program = object::read(inputs, &merge)?;
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
-    let chosen = select::select(&program, &functions, entries, &options.imports)?;
+    let mut chosen = select::select(&program, &functions, entries, &options.imports)?;
+    if options.mode.metered {
+        count::free(&program, &mut chosen.bodies)?;
+    }
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
@@ -93,7 +96,8 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
 }
 
 fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
-    let live = liveness::solve(&env.chosen.bodies);
+    let reserved = if mode.metered { count::COUNT_BIT } else { 0 };
+    let live = liveness::solve(&env.chosen.bodies, reserved);
     let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], mode));
     let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());

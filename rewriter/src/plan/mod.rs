@@ -2,6 +2,7 @@
 
 pub mod branch;
 pub mod encode;
+pub mod evict;
 pub mod memory;
 pub mod stack;
 pub mod string;
@@ -163,6 +164,9 @@ impl<'a> Planner<'a> {
     }
 
     fn node(&mut self, id: u32, node: &Node) -> Planned<()> {
+        if self.evicted(id, node)? {
+            return Ok(());
+        }
         match &node.flow {
             Flow::Next(to) => {
                 self.straight(id, node)?;

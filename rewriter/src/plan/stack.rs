@@ -62,6 +62,9 @@ enum Role {
 pub fn classify(program: &Program, body: &Body, live: &Liveness) -> Native {
     let n = body.nodes.len();
     let mut role: Vec<Role> = body.nodes.iter().map(role_of).collect();
+    if let Some(evicted) = &body.evicted {
+        (0..n).filter(|&i| evicted.is_room(i as u32)).for_each(|i| role[i] = Role::Data);
+    }
     let mut join = Joined((0..n as u32).collect());
     for (id, node) in body.nodes.iter().enumerate() {
         demote_addressed(program, node, &mut role);
