@@ -98,7 +98,9 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
 fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
     let reserved = if mode.metered { count::COUNT_BIT } else { 0 };
     let live = liveness::solve(&env.chosen.bodies, reserved);
-    let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], mode));
+    let tail_called = instrument::tail_called(&env.chosen.bodies);
+    let planned =
+        |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called, mode));
     let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();

@@ -77,6 +77,8 @@ pub struct Code {
     pub stops: BTreeMap<u32, Stop>,
     /// Nodes that a table, a call or the host may enter: nothing is known there.
     pub entered: BTreeSet<u32>,
+    /// Other functions jump to its entry.
+    pub tail_called: bool,
     labels: u32,
 }
 
@@ -85,7 +87,7 @@ impl Code {
     ///
     /// # Errors
     /// Bytes that the checker does not list (a bug of the planner).
-    pub fn read(plan: &Plan, entered: BTreeSet<u32>) -> Result<Code, Vec<u8>> {
+    pub fn read(plan: &Plan, entered: BTreeSet<u32>, tail_called: bool) -> Result<Code, Vec<u8>> {
         let mut items = Vec::with_capacity(plan.pieces.len() * 2);
         for piece in &plan.pieces {
             let Piece::Bytes(bytes) = piece else {
@@ -99,7 +101,7 @@ impl Code {
                 items.push(Item::Op(op));
             }
         }
-        Ok(Code { items, stops: BTreeMap::new(), entered, labels: plan.labels })
+        Ok(Code { items, stops: BTreeMap::new(), entered, tail_called, labels: plan.labels })
     }
 
     /// A label that nothing uses yet.

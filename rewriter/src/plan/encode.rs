@@ -89,3 +89,6 @@ pub fn set(to: Register, value: u32) -> Result<Vec<u8>, IcedError> {
 pub fn move_stack(by: i32) -> Result<Vec<u8>, IcedError> {
     lea(Register::RSP, Register::RSP, Register::None, 1, by)
 }
+
+/// A no-op of one byte.
+pub const NO_OP: [u8; 1] = [0x90];
