@@ -79,6 +79,8 @@ pub struct Frame {
     /// rax and xmm0 at return; result of a host import.
     pub result: u64,
     pub float_result: f64,
+    /// The [`Frame`] of the entry around a nested one, on the host's stack, or 0.
+    pub previous: u64,
     /// r14 at the entry, in a host import, and at the end: the fuel left, where the text is metered.
     pub fuel: u64,
 }
@@ -96,8 +98,6 @@ pub struct RawFault {
     pub flags: u64,
     /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
     pub registers: [u64; 16],
-    /// A text address near the top of the native stack (the return address, for a fault in a gate or stub), or 0.
-    pub caller: u64,
 }
 
 /// See the module.

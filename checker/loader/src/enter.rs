@@ -92,7 +92,7 @@ pub fn copy_routine() -> (std::ops::Range<u64>, u64) {
 /// # Safety
 /// Each of the two ranges is host memory valid for the access, or lies wholly inside a window's reservation, where any page may be missing.
 pub unsafe fn try_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
-    crate::fault::install();
+    crate::signal::install();
     // SAFETY: the caller's promise; a fault inside the routine is turned into the result 1 by the signal handler.
     unsafe { cordon_loader_copy(to, from, len) == 0 }
 }
@@ -206,6 +206,7 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
         // What this entry leaves is what the outer one goes on with. Text that is not metered starts with no value of the outer entry.
         let metered = window.flags & flag::METERED != 0;
         let limit = if metered { fuel::sound(saved.fuel) } else { 0 };
+        (*cx).frame.previous = ptr::from_ref(&saved) as u64;
         let returned = match run(cx, rsp, window.flags, ints, None, limit) {
             stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
             code => {

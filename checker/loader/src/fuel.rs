@@ -12,6 +12,7 @@ pub const MOST: u64 = i64::MAX.cast_unsigned();
 
 /// The fuel of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FuelUse {
     /// What the call could use, in instructions; 2^63 - 1 without a limit.
     pub limit: u64,

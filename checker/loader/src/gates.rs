@@ -36,12 +36,24 @@ pub enum Shape {
     Length,
     /// Writes rcx elements of this many bytes at rdi; `reads`: which it copies from rsi.
     Elements { size: u64, reads: bool },
-    /// Reads elements of this many bytes from rdi, and from rsi if `both`; rcx at most.
-    Search { size: u64, both: bool },
+    /// Reads at most rcx elements from rdi, and from rsi if `both`.
+    Search { both: bool },
     /// Reads a control word at eax.
     Word,
     /// Touches no memory.
     Registers,
+}
+
+impl Shape {
+    /// Words that the gate has pushed whenever it touches memory; its return address lies above.
+    pub const fn pushed(self, metered: bool) -> u64 {
+        match self {
+            Shape::Bytes { .. } | Shape::Compare | Shape::Length | Shape::Registers => 0,
+            Shape::Search { .. } if metered => 6,
+            Shape::Elements { .. } | Shape::Search { .. } => 5,
+            Shape::Word => 2,
+        }
+    }
 }
 
 macro_rules! gates {
@@ -98,22 +110,22 @@ gates! {
     "cordon.rep_stos2" => cordon_loader_rep_stos2, cordon_loader_rep_stos2_metered, Shape::Elements { size: 2, reads: false };
     "cordon.rep_stos4" => cordon_loader_rep_stos4, cordon_loader_rep_stos4_metered, Shape::Elements { size: 4, reads: false };
     "cordon.rep_stos8" => cordon_loader_rep_stos8, cordon_loader_rep_stos8_metered, Shape::Elements { size: 8, reads: false };
-    "cordon.repe_cmps1" => cordon_loader_repe_cmps1, cordon_loader_repe_cmps1_metered, Shape::Search { size: 1, both: true };
-    "cordon.repe_cmps2" => cordon_loader_repe_cmps2, cordon_loader_repe_cmps2_metered, Shape::Search { size: 2, both: true };
-    "cordon.repe_cmps4" => cordon_loader_repe_cmps4, cordon_loader_repe_cmps4_metered, Shape::Search { size: 4, both: true };
-    "cordon.repe_cmps8" => cordon_loader_repe_cmps8, cordon_loader_repe_cmps8_metered, Shape::Search { size: 8, both: true };
-    "cordon.repne_cmps1" => cordon_loader_repne_cmps1, cordon_loader_repne_cmps1_metered, Shape::Search { size: 1, both: true };
-    "cordon.repne_cmps2" => cordon_loader_repne_cmps2, cordon_loader_repne_cmps2_metered, Shape::Search { size: 2, both: true };
-    "cordon.repne_cmps4" => cordon_loader_repne_cmps4, cordon_loader_repne_cmps4_metered, Shape::Search { size: 4, both: true };
-    "cordon.repne_cmps8" => cordon_loader_repne_cmps8, cordon_loader_repne_cmps8_metered, Shape::Search { size: 8, both: true };
-    "cordon.repe_scas1" => cordon_loader_repe_scas1, cordon_loader_repe_scas1_metered, Shape::Search { size: 1, both: false };
-    "cordon.repe_scas2" => cordon_loader_repe_scas2, cordon_loader_repe_scas2_metered, Shape::Search { size: 2, both: false };
-    "cordon.repe_scas4" => cordon_loader_repe_scas4, cordon_loader_repe_scas4_metered, Shape::Search { size: 4, both: false };
-    "cordon.repe_scas8" => cordon_loader_repe_scas8, cordon_loader_repe_scas8_metered, Shape::Search { size: 8, both: false };
-    "cordon.repne_scas1" => cordon_loader_repne_scas1, cordon_loader_repne_scas1_metered, Shape::Search { size: 1, both: false };
-    "cordon.repne_scas2" => cordon_loader_repne_scas2, cordon_loader_repne_scas2_metered, Shape::Search { size: 2, both: false };
-    "cordon.repne_scas4" => cordon_loader_repne_scas4, cordon_loader_repne_scas4_metered, Shape::Search { size: 4, both: false };
-    "cordon.repne_scas8" => cordon_loader_repne_scas8, cordon_loader_repne_scas8_metered, Shape::Search { size: 8, both: false };
+    "cordon.repe_cmps1" => cordon_loader_repe_cmps1, cordon_loader_repe_cmps1_metered, Shape::Search { both: true };
+    "cordon.repe_cmps2" => cordon_loader_repe_cmps2, cordon_loader_repe_cmps2_metered, Shape::Search { both: true };
+    "cordon.repe_cmps4" => cordon_loader_repe_cmps4, cordon_loader_repe_cmps4_metered, Shape::Search { both: true };
+    "cordon.repe_cmps8" => cordon_loader_repe_cmps8, cordon_loader_repe_cmps8_metered, Shape::Search { both: true };
+    "cordon.repne_cmps1" => cordon_loader_repne_cmps1, cordon_loader_repne_cmps1_metered, Shape::Search { both: true };
+    "cordon.repne_cmps2" => cordon_loader_repne_cmps2, cordon_loader_repne_cmps2_metered, Shape::Search { both: true };
+    "cordon.repne_cmps4" => cordon_loader_repne_cmps4, cordon_loader_repne_cmps4_metered, Shape::Search { both: true };
+    "cordon.repne_cmps8" => cordon_loader_repne_cmps8, cordon_loader_repne_cmps8_metered, Shape::Search { both: true };
+    "cordon.repe_scas1" => cordon_loader_repe_scas1, cordon_loader_repe_scas1_metered, Shape::Search { both: false };
+    "cordon.repe_scas2" => cordon_loader_repe_scas2, cordon_loader_repe_scas2_metered, Shape::Search { both: false };
+    "cordon.repe_scas4" => cordon_loader_repe_scas4, cordon_loader_repe_scas4_metered, Shape::Search { both: false };
+    "cordon.repe_scas8" => cordon_loader_repe_scas8, cordon_loader_repe_scas8_metered, Shape::Search { both: false };
+    "cordon.repne_scas1" => cordon_loader_repne_scas1, cordon_loader_repne_scas1_metered, Shape::Search { both: false };
+    "cordon.repne_scas2" => cordon_loader_repne_scas2, cordon_loader_repne_scas2_metered, Shape::Search { both: false };
+    "cordon.repne_scas4" => cordon_loader_repne_scas4, cordon_loader_repne_scas4_metered, Shape::Search { both: false };
+    "cordon.repne_scas8" => cordon_loader_repne_scas8, cordon_loader_repne_scas8_metered, Shape::Search { both: false };
     "cordon.fldcw" => cordon_loader_fldcw, cordon_loader_fldcw, Shape::Word;
     "cordon.ldmxcsr" => cordon_loader_ldmxcsr, cordon_loader_ldmxcsr, Shape::Word;
     "cordon.cpuid" => cordon_loader_cpuid, cordon_loader_cpuid, Shape::Registers;

@@ -250,7 +250,7 @@ impl CallContext<'_> {
 
 /// The end of a call that met its time limit in the running host function.
 fn late(window: &Inner, cx: &Context, overrun: Overrun) -> Error {
-    Error::Fault(Box::new(Fault::in_host_function(window, cx, overrun)))
+    Error::Fault(Box::new(Fault::late(window, cx, overrun)))
 }
 
 fn ending() -> Error {

@@ -1,6 +1,7 @@
 //! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
 
 mod check;
+mod demand;
 mod demo;
 mod disasm;
 mod inspect;

@@ -2,13 +2,15 @@
 
 use super::Format;
 use super::check;
+use super::demand::Demand;
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use super::size::parse_number;
+use cordon_checker::Policy;
 use cordon_checker::note::INIT_ENTRY;
 use cordon_fixtures::pcap;
-use cordon_loader::{Entry, Error, Fault, FaultAccess, FaultKind, Image, Imports, LoadOptions, Window};
-use serde_json::{Map, Value, json};
+use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Window};
+use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,15 +24,16 @@ const MOST_ARGUMENTS: usize = 6;
 /// window, and their window address and length are the first two arguments. With --pcap the entry is called so for every packet of a
 /// capture, and the result is the sum of all return values (modulo 2^64). Window memory stays as it is between the calls of one run.
 ///
-/// When the handler is stopped, the exit code is 4 and the report says what happened, in which function, at which window address, and
-/// from which original instruction.
+/// When the handler is stopped, the exit code is 4 and the report says what happened: the place in the source, the original instruction, its
+/// 64-bit address and what lies there, the backtrace and the registers.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   cordon run handler.cordon --arg 6 --arg 0x2a
   cordon run filter.cordon --entry filt_tcp_port --pcap trace.pcap --arg 443
   cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window
-  cordon run untrusted.cordon --time-limit 5ms")]
+  cordon run untrusted.cordon --mode match --time-limit 5ms
+  cordon run metered.cordon --fuel 1000000")]
 pub struct Args {
     /// The image
     pub image: PathBuf,
@@ -55,6 +58,13 @@ pub struct Args {
     /// 1 ms, 20 ms for limits above 40 ms).
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time_limit)]
     pub time_limit: TimeLimit,
+    /// Stop a call that would execute more than N instructions, always at the same one; the image must be made with `rewrite --fuel`
+    ///
+    /// Host calls and built-in functions cost extra: one instruction for 16 bytes or 4 elements.
+    #[arg(long, value_name = "N", value_parser = parse_number)]
+    pub fuel: Option<u64>,
+    #[command(flatten)]
+    pub demand: Demand,
     /// Put the window at address 0, where memory accesses cost no more than natively
     #[arg(long)]
     pub fast_window: bool,
@@ -90,6 +100,8 @@ struct Totals {
     /// Of the last call, or the sum over a capture.
     result: u64,
     time: Duration,
+    /// Instructions of all calls, if the image counts them.
+    fuel: Option<u64>,
 }
 
 /// Runs the subcommand.
@@ -101,8 +113,10 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
         return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
     }
     let file = read_file(&args.image)?;
-    let options = LoadOptions { time_limit: args.time_limit.0, ..load_options() };
-    let image = Image::from_bytes(&file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let policy = Policy { mode: args.demand.mode(), ..Policy::USER };
+    let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..load_options() };
+    let image =
+        Image::named(&args.image.display().to_string(), &file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
     let name = entry_name(args, &image)?;
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
@@ -144,6 +158,7 @@ fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: E
         for input in inputs {
             let result = call(args, window, entry, *input)?;
             totals.calls += 1;
+            totals.fuel = window.fuel_used().map(|used| totals.fuel.unwrap_or(0).saturating_add(used));
             totals.nonzero += u64::from(result != 0);
             totals.result = if args.pcap.is_some() { totals.result.wrapping_add(result) } else { result };
         }
@@ -177,6 +192,10 @@ fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
     if totals.calls > 1 {
         let _ = writeln!(text, "{nanoseconds:.1} ns per call");
         json["ns_per_call"] = json!(nanoseconds);
+    }
+    if let Some(fuel) = totals.fuel {
+        let _ = writeln!(text, "fuel = {fuel}");
+        json["fuel"] = json!(fuel);
     }
     let _ = writeln!(text, "result = {}", totals.result);
     json["result"] = json!(totals.result);
@@ -214,38 +233,18 @@ fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Failure
         Error::Internal(_) => one(Exit::Internal, "internal"),
         Error::ArgumentArea { .. } => one(Exit::Usage, "argument-area"),
         Error::Timer(_) => one(Exit::Usage, "unavailable"),
-        Error::Fault(fault) if fault.kind == FaultKind::TimeLimit => one(Exit::Stopped, "time-limit"),
-        Error::Fault(_) => one(Exit::Stopped, "fault"),
+        Error::Fault(fault) => match fault.kind {
+            FaultKind::TimeLimit | FaultKind::Fuel | FaultKind::StrayAccess => one(Exit::Stopped, fault.kind.code()),
+            _ => one(Exit::Stopped, "fault"),
+        },
         _ => one(Exit::Stopped, "stopped"),
     };
     if let (Some(fault), Some(problem)) = (error.fault(), failure.problems.first_mut()) {
-        problem.details.extend(fault_fields(fault));
+        let report = fault.report();
+        problem.text = Some(format!("{report}   = calls before this one: {before}\n"));
+        problem.details.insert("report".into(), serde_json::to_value(&report).unwrap_or_default());
     }
     failure
-}
-
-/// The fields of a fault that are known.
-fn fault_fields(fault: &Fault) -> Map<String, Value> {
-    let mut fields = Map::new();
-    let mut add = |name: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            fields.insert(name.into(), value);
-        }
-    };
-    add("kind", Some(json!(format!("{:?}", fault.kind))));
-    add("access", fault.access.map(|a| json!(if a == FaultAccess::Write { "write" } else { "read" })));
-    add("address", fault.address.map(|a| json!(a)));
-    add("function", fault.function.as_ref().map(|(name, _)| json!(name)));
-    add("function_offset", fault.function.as_ref().map(|(_, distance)| json!(distance)));
-    add("text_offset", fault.text_offset.map(|o| json!(o)));
-    add("gate", fault.gate.map(|g| json!(g)));
-    add("import", fault.import.as_ref().map(|i| json!(i)));
-    add("limit_ns", fault.overrun.map(|o| json!(o.limit.as_nanos() as u64)));
-    add("elapsed_ns", fault.overrun.map(|o| json!(o.elapsed.as_nanos() as u64)));
-    add("origin_object", fault.origin.as_ref().map(|o| json!(o.object)));
-    add("origin_section", fault.origin.as_ref().map(|o| json!(o.section)));
-    add("origin_offset", fault.origin.as_ref().map(|o| json!(o.offset)));
-    fields
 }
 
 #[cfg(test)]

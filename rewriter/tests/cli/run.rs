@@ -91,13 +91,17 @@ fn a_stopped_handler_has_code_4_and_a_report() {
     let output = desk.cordon(&[&args[..], &["--format", "json"]].concat());
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let error = &json(&output)["error"];
-    assert_eq!((&error["code"], &error["kind"], &error["access"]), (&"fault".into(), &"Unmapped".into(), &"read".into()));
-    assert_eq!((&error["function"], &error["calls_before"]), (&"bad".into(), &2.into()), "{error}");
-    assert!(error["address"].as_u64() > Some(0x6000_0000) && error["text_offset"].is_u64(), "{error}");
-    assert_eq!(error["origin_object"], "bytes.o");
+    let report = &error["report"];
+    assert_eq!((&error["code"], &error["calls_before"]), (&"fault".into(), &2.into()), "{error}");
+    assert_eq!((&report["kind"], &report["access"], &report["bytes"]), (&"unmapped".into(), &"read".into(), &1.into()));
+    assert_eq!((&report["handler"], &report["entry"]), (&"bytes.cordon".into(), &"bad".into()), "{error}");
+    assert!(report["address"].as_u64() > Some(0x6000_0000) && report["place"]["text_offset"].is_u64(), "{error}");
+    assert_eq!((&report["place"]["function"], &report["place"]["origin"]["object"]), (&"bad".into(), &"bytes.o".into()));
+    assert!(report["instruction"].as_str().expect("the original").contains("0x60000000("), "{error}");
+    assert!(report["registers"]["rsi"] == 1 && report["backtrace"].as_array().expect("frames").len() == 1, "{error}");
     let text = desk.cordon(&args);
     assert_eq!(text.status.code(), Some(4));
-    for field in ["kind: Unmapped", "access: read", "function: bad", "calls_before: 2", "address: 0x6"] {
+    for field in ["error[unmapped]: ", "reads 1 byte at 0x6", "entry: bad", "calls before this one: 2", "0x60000000("] {
         assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
     }
 }
@@ -110,12 +114,13 @@ fn a_call_that_takes_too_long_has_code_4_and_a_report() {
     let output = desk.cordon(&[&endless[..], &["--format", "json"]].concat());
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let error = &json(&output)["error"];
-    assert_eq!((&error["code"], &error["kind"]), (&"time-limit".into(), &"TimeLimit".into()), "{error}");
-    assert_eq!((&error["function"], &error["limit_ns"]), (&"handler".into(), &5_000_000.into()), "{error}");
-    assert!(error["elapsed_ns"].as_u64() >= Some(5_000_000) && error["text_offset"].is_u64(), "{error}");
+    let report = &error["report"];
+    assert_eq!((&error["code"], &report["kind"]), (&"time-limit".into(), &"time-limit".into()), "{error}");
+    assert_eq!((&report["place"]["function"], &report["time"]["limit_ns"]), (&"handler".into(), &5_000_000.into()), "{error}");
+    assert!(report["time"]["elapsed_ns"].as_u64() >= Some(5_000_000) && report["place"]["text_offset"].is_u64(), "{error}");
     let text = desk.cordon(&endless);
     assert_eq!(text.status.code(), Some(4));
-    for field in ["time limit exceeded (5ms, ended after ", "kind: TimeLimit", "function: handler", "limit_ns: 5000000"] {
+    for field in ["error[time-limit]: time limit exceeded", "limit 5ms, ended after ", "entry: handler"] {
         assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
     }
     for limit in ["none", "100s"] {

@@ -1,6 +1,8 @@
 //! A checked image: text mapped read+execute at a random address, shared read-only data, and what windows are made from.
 
+mod depths;
 pub mod elf;
+pub mod lines;
 pub mod places;
 
 use crate::context::flag;
@@ -14,11 +16,13 @@ use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, 
 use cordon_checker::note::{Note, NoteError};
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Layout, LayoutError, Mode, Policy, Summary, check, scratch_len};
+use depths::Depths;
 use elf::{Parts, Segment};
+use lines::{Debug, Lines};
 use places::{Origin, Places};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Bytes of one stub in front of a gate.
@@ -133,6 +137,13 @@ pub struct Image {
     rodata: Vec<(Region, SharedBytes)>,
     data: Vec<Initial>,
     places: Places,
+    /// What the host calls the handler, for reports.
+    name: Option<String>,
+    /// The note's descriptor.
+    note: Box<[u8]>,
+    debug: Debug,
+    lines: OnceLock<Lines>,
+    depths: OnceLock<Depths>,
     /// Reservations of dropped windows whose tables are sealed, for the next windows.
     spare: Mutex<Vec<Spare>>,
 }
@@ -144,6 +155,18 @@ impl Image {
     /// [`Error::Format`], [`Error::Note`], [`Error::Layout`], [`Error::Host`] for a bad container, [`Error::Rejected`] for text that the
     /// checker refuses, [`Error::MemoryLimit`], [`Error::Cpu`], [`Error::Memory`].
     pub fn from_bytes(file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
+        Image::load(None, file, options)
+    }
+
+    /// As [`Image::from_bytes`]; reports call the handler `name`.
+    ///
+    /// # Errors
+    /// As [`Image::from_bytes`].
+    pub fn named(name: &str, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
+        Image::load(Some(name.to_owned()), file, options)
+    }
+
+    fn load(name: Option<String>, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if options.policy.host != Host::User {
             return Err(Error::Host("the policy is not for a user-mode host"));
@@ -185,6 +208,11 @@ impl Image {
             rodata,
             data,
             places: Places::new(&parts),
+            name,
+            debug: Debug::new(&parts.debug),
+            lines: OnceLock::new(),
+            depths: OnceLock::new(),
+            note: descriptor.into(),
             spare: Mutex::new(Vec::new()),
         }))
     }
@@ -243,6 +271,46 @@ impl Image {
         self.places.origin(offset)
     }
 
+    /// What the host called the handler.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The checked text.
+    pub(crate) fn text(&self) -> &[u8] {
+        // SAFETY: the text is mapped as long as the image lives, readable, and never changes.
+        unsafe { std::slice::from_raw_parts(self.code.start() as *const u8, self.text_len as usize) }
+    }
+
+    /// Source lines of the text, read when they are first asked for.
+    pub(crate) fn lines(&self) -> &Lines {
+        self.lines.get_or_init(|| Lines::read(&self.debug))
+    }
+
+    /// Stack depths of the text, found out when they are first asked for.
+    pub(crate) fn depths(&self) -> &Depths {
+        self.depths.get_or_init(|| match Note::parse(&self.note) {
+            Ok(note) => Depths::of(self.text(), &self.options.policy, &note.layout),
+            Err(_) => Depths::default(),
+        })
+    }
+
+    /// Name of the entry at text offset `offset`; the first of several.
+    pub(crate) fn entry_at(&self, offset: u32) -> Option<&str> {
+        self.entries.iter().find(|(_, at)| *at == offset).map(|(name, _)| name.as_str())
+    }
+
+    /// First offset of the data stack.
+    pub(crate) fn stack_start(&self) -> u32 {
+        self.stack.start
+    }
+
+    /// Lowest offset of the guard below the data stack.
+    pub(crate) fn stack_guard(&self) -> u32 {
+        self.stack.start.saturating_sub(self.max_depth + 8)
+    }
+
     pub(crate) fn places(&self) -> &Places {
         &self.places
     }
@@ -290,31 +358,25 @@ impl Image {
         self.text_range().contains(&rip) && self.text_range().contains(&(rip + 1)) && unsafe { *(rip as *const [u8; 2]) } == UD2
     }
 
-    /// Name of the import whose call ends at text address `end`, if an import call does.
-    pub(crate) fn import_called_before(&self, end: u64) -> Option<&str> {
-        let start = end.checked_sub(IMPORT_CALL.len() as u64 + 4).filter(|start| self.text_range().contains(start))?;
-        if end > self.text_range().end {
-            return None;
-        }
-        // SAFETY: the eight bytes up to `end` lie in the mapped text, which is readable and never changes.
-        let [a, b, c, d, slot @ ..] = unsafe { *(start as *const [u8; 8]) };
-        let offset = u32::from_le_bytes(slot).checked_sub(self.table.start)?;
+    /// Name of the import whose call ends at text offset `end`, if an import call does.
+    pub(crate) fn import_called_before(&self, end: u32) -> Option<&str> {
+        let slot = self.text().get(..end as usize)?.last_chunk::<8>()?.strip_prefix(&IMPORT_CALL)?;
+        let offset = u32::from_le_bytes(slot.try_into().ok()?).checked_sub(self.table.start)?;
         match self.slots.get(offset as usize / 8) {
-            Some(Slot::Import(import)) if [a, b, c, d] == IMPORT_CALL => Some(&self.imports.get(*import as usize)?.name),
+            Some(Slot::Import(import)) => Some(&self.imports.get(*import as usize)?.name),
             _ => None,
         }
     }
 
     /// What a page fault at window offset `offset` means.
     pub(crate) fn page_fault_kind(&self, offset: u32) -> FaultKind {
-        let guard = u64::from(self.stack.start).saturating_sub(u64::from(self.max_depth) + 8);
         if offset < NULL_ZONE_END {
             FaultKind::NullZone
         } else if self.table.contains(&offset) {
             FaultKind::Table
         } else if let Some(region) = self.regions.iter().find(|r| (r.start..r.end).contains(&offset)) {
             if region.kind == RegionKind::Rodata { FaultKind::ReadOnly } else { FaultKind::MemoryError }
-        } else if (guard..u64::from(self.stack.start)).contains(&u64::from(offset)) {
+        } else if (self.stack_guard()..self.stack.start).contains(&offset) {
             FaultKind::DataStackOverflow
         } else {
             FaultKind::Unmapped

@@ -133,7 +133,7 @@ fn host_functions_charge_the_call() {
     assert_eq!(w.fuel_used(), Some(1000));
     for units in [993, u64::MAX] {
         let fault = starves(&mut w, "host", units);
-        assert_eq!((fault.import.as_deref(), fault.fuel), (Some("charge"), Some(FuelUse { limit: 1000, used: 1000 })));
+        assert_eq!((fault.import(), fault.fuel), (Some("charge"), Some(FuelUse { limit: 1000, used: 1000 })));
     }
     let plain = Imports::new().function("charge", |call, _| u64::from(call.charge(u64::MAX) && call.fuel_left().is_none()));
     let mut w = Builder::new(".globl f\nf: jmp *%gs:T+8").imports(&["charge"]).window_with(&plain);
@@ -150,7 +150,7 @@ fn callbacks_use_the_fuel_of_the_call() {
     assert_eq!(w.fuel_used(), Some(1000));
     let fault = starves(&mut w, "again", 199);
     assert_eq!(fault.fuel, Some(FuelUse { limit: 1000, used: 1000 }));
-    assert_eq!(fault.function.map(|(name, _)| name).as_deref(), Some("count"));
+    assert_eq!(fault.function().map(|(name, _)| name), Some("count"));
 }
 
 /// A window called from a host function of another one.

@@ -222,7 +222,7 @@ fn fault(result: Result<impl std::fmt::Debug, Error>) -> (FaultKind, Option<u32>
             assert!(fault.registers.is_none(), "no registers of a gate");
             assert!(fault.text_offset.is_some(), "the caller is known: {fault:?}");
             assert!(fault.gate.is_some() && fault.kind != FaultKind::Fuel, "the gate is known: {fault:?}");
-            (fault.kind, fault.address, fault.access)
+            (fault.kind, fault.address.map(|a| a as u32).filter(|_| fault.address < Some(1 << 32)), fault.access)
         }
         other => panic!("no fault: {other:?}"),
     }
