@@ -50,6 +50,12 @@ pub enum Error {
     /// Byte arguments do not fit the image's argument area.
     #[error("arguments need {wanted} bytes, the argument area has {available}")]
     ArgumentArea { wanted: u64, available: u64 },
+    /// A second exact argument: only one can lie at the end of the argument area; or no unmapped page follows that area.
+    #[error("no place for an exact argument: {0}")]
+    Exact(&'static str),
+    /// A memory that cannot be made or cannot be shared.
+    #[error("memory cannot be shared: {0}")]
+    SharedMemory(&'static str),
     /// A window range that is not mapped, or not writable by the host.
     #[error("window range {offset:#x}+{len:#x} is not accessible")]
     Range { offset: u64, len: u64 },

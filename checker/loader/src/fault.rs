@@ -496,5 +496,9 @@ fn page_fault_kind(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
     if raw.signal == libc::SIGBUS {
         return FaultKind::MemoryError;
     }
-    window.image.page_fault_kind(offset as u32)
+    match window.shares.writable_at(offset as u32) {
+        Some(true) => FaultKind::MemoryError,
+        Some(false) => FaultKind::ReadOnly,
+        None => window.image.page_fault_kind(offset as u32),
+    }
 }

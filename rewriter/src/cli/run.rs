@@ -9,9 +9,10 @@ use super::size::parse_number;
 use cordon_checker::Policy;
 use cordon_checker::note::INIT_ENTRY;
 use cordon_fixtures::pcap;
-use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Window};
+use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Memory, Sharing, Window};
 use serde_json::json;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,16 @@ pub struct Args {
     /// A capture file (classic pcap, Ethernet) whose packets are given to the entry one by one
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
+    /// Place the bytes of --input or --pcap in front of an unmapped page, so that the first access past their end is reported
+    ///
+    /// They then begin at any address: code that counts on an aligned input may fault.
+    #[arg(long)]
+    pub exact: bool,
+    /// Map a file into the window: its window address and length are arguments, behind those of an input and before --arg (repeatable)
+    ///
+    /// With `:rw` at the end the handler may change the file. Its last page is filled up with zeros.
+    #[arg(long, value_name = "FILE[:ro|:rw]", value_parser = parse_share)]
+    pub share: Vec<Share>,
     /// Do everything N times and report the time of a call
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
@@ -71,6 +82,22 @@ pub struct Args {
     /// How to print the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+}
+
+/// A file to map, and whether the handler may write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub path: PathBuf,
+    pub writable: bool,
+}
+
+/// Parses a path that may end in `:ro` or `:rw`.
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (path, writable) = match text.strip_suffix(":rw") {
+        Some(path) => (path, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    if path.is_empty() { Err("expected a file".into()) } else { Ok(Share { path: path.into(), writable }) }
 }
 
 /// Most time of one call, if that is limited.
@@ -108,9 +135,10 @@ struct Totals {
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     let bytes = args.input.as_ref().or(args.pcap.as_ref()).map(|path| read_file(path)).transpose()?;
     let inputs = inputs(args, bytes.as_deref())?;
-    let first = if bytes.is_some() { 2 } else { 0 };
+    let first = if bytes.is_some() { 2 } else { 0 } + 2 * args.share.len();
     if args.arg.len() + first > MOST_ARGUMENTS {
-        return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
+        let message = format!("at most {} --arg are possible here", MOST_ARGUMENTS.saturating_sub(first));
+        return Err(Failure::usage("usage", message));
     }
     let file = read_file(&args.image)?;
     let policy = Policy { mode: args.demand.mode(), ..Policy::USER };
@@ -121,10 +149,27 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
     let mut window = make(&image, &Imports::new()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let mut arguments = shared(args, &mut window)?;
+    arguments.extend(&args.arg);
     let mut totals = Totals::default();
-    let called = call_all(args, &inputs, &mut window, entry, &mut totals);
+    let called = call_all(args, &inputs, &arguments, &mut window, entry, &mut totals);
     called.map_err(|e| call_failure(&args.image, &name, &e, totals.calls))?;
     Ok(report(&name, args, &totals))
+}
+
+/// Maps the files to share; gives window address and length of each.
+fn shared(args: &Args, window: &mut Window) -> Result<Vec<u64>, Failure> {
+    let mut arguments = Vec::new();
+    for Share { path, writable } in &args.share {
+        let opened = File::options().read(true).write(*writable).open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (len, file) = opened.map_err(|e| Failure::file(path, "share", &e))?;
+        let sharing = if *writable { Sharing::ReadWrite } else { Sharing::Read };
+        let memory = Memory::from_file(&path.display().to_string(), &file, 0, len, *writable);
+        let offset = memory.and_then(|memory| window.share(&memory, sharing));
+        let offset = offset.map_err(|e| Failure::one(Exit::Usage, Problem::with_file(path, "share", e.to_string())))?;
+        arguments.extend([u64::from(offset), len]);
+    }
+    Ok(arguments)
 }
 
 /// What the calls of one repetition are given: nothing, the bytes of a file, or the packets of a capture one by one.
@@ -152,11 +197,18 @@ fn no_entry(image: &Image, message: &str) -> Failure {
     Failure::one(Exit::Usage, Problem::new("no-entry", message).detail("entries", names.join(" ")))
 }
 
-fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: Entry, totals: &mut Totals) -> Result<(), Error> {
+fn call_all(
+    args: &Args,
+    inputs: &[Option<&[u8]>],
+    arguments: &[u64],
+    window: &mut Window,
+    entry: Entry,
+    totals: &mut Totals,
+) -> Result<(), Error> {
     let start = Instant::now();
     for _ in 0..args.repeat {
         for input in inputs {
-            let result = call(args, window, entry, *input)?;
+            let result = call(args.exact, arguments, window, entry, *input)?;
             totals.calls += 1;
             totals.fuel = window.fuel_used().map(|used| totals.fuel.unwrap_or(0).saturating_add(used));
             totals.nonzero += u64::from(result != 0);
@@ -168,16 +220,16 @@ fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: E
 }
 
 /// One call: window address and length of `bytes` if there are any, then the arguments.
-fn call(args: &Args, window: &mut Window, entry: Entry, bytes: Option<&[u8]>) -> Result<u64, Error> {
+fn call(exact: bool, arguments: &[u64], window: &mut Window, entry: Entry, bytes: Option<&[u8]>) -> Result<u64, Error> {
     let mut ints = [0; MOST_ARGUMENTS];
     let mut at = 0;
     if let Some(bytes) = bytes {
         window.clear_arguments();
-        ints[0] = u64::from(window.place(bytes)?);
+        ints[0] = u64::from(if exact { window.place_exact(bytes)? } else { window.place(bytes)? });
         ints[1] = bytes.len() as u64;
         at = 2;
     }
-    ints[at..at + args.arg.len()].copy_from_slice(&args.arg);
+    ints[at..at + arguments.len()].copy_from_slice(arguments);
     window.call_entry(entry, ints)
 }
 

@@ -130,3 +130,49 @@ fn a_call_that_takes_too_long_has_code_4_and_a_report() {
     let output = desk.cordon(&["run", "spin.cordon", "--time-limit", "5"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
+
+#[test]
+fn an_exact_input_ends_where_the_first_bad_access_is_reported() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.write("in", [1, 2, 3]);
+    desk.write("two.pcap", pcap::write(&[vec![1; 60], vec![2; 61]]));
+    let source = "int last(const char *p, unsigned long n, long more) { return p[n - 1 + more]; }";
+    desk.image("last", source);
+    for input in [["--input", "in"], ["--pcap", "two.pcap"]] {
+        let inside = desk.cordon(&[&["run", "last.cordon", "--exact", "--arg", "0"], &input[..]].concat());
+        assert_eq!(stdout(&inside).lines().last(), Some("result = 3"), "{inside:?}");
+        let outside = desk.cordon(&[&["run", "last.cordon", "--exact", "--arg", "1"], &input[..]].concat());
+        assert_eq!(outside.status.code(), Some(4));
+        assert!(
+            stderr(&outside).contains("reads 1 byte at ")
+                && stderr(&outside).contains(": 1 byte past the end of the argument area")
+        );
+        let unseen = desk.cordon(&[&["run", "last.cordon", "--arg", "1"], &input[..]].concat());
+        assert_eq!(unseen.status.code(), Some(0), "without --exact the area goes on");
+    }
+}
+
+#[test]
+fn shared_files_are_arguments_and_written_back_if_wanted() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.image("fill", "void fill(char *p, unsigned long n, int c) { while (n--) p[n] = c; }");
+    desk.write("table", [1; 5000]);
+    let sum = ["run", "bytes.cordon", "--entry", "sum", "--share", "table", "--arg", "2"];
+    assert_eq!(stdout(&desk.cordon(&sum)).lines().last(), Some("result = 10000"));
+    let fill = |share: &str| desk.cordon(&["run", "fill.cordon", "--share", share, "--arg", "7"]);
+    let refused = fill("table:ro");
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(stderr(&refused).contains("error[read-only]") && stderr(&refused).contains("in the memory table"), "{refused:?}");
+    assert_eq!(desk.read("table"), [1; 5000]);
+    assert_eq!(fill("table:rw").status.code(), Some(0));
+    assert_eq!(desk.read("table"), [7; 5000]);
+    desk.write("empty", "");
+    assert_eq!(
+        (fill("empty").status.code(), fill("missing").status.code(), fill(":rw").status.code()),
+        (Some(2), Some(2), Some(2))
+    );
+    let four = ["--share", "table"].repeat(4);
+    assert_eq!(desk.cordon(&[&["run", "fill.cordon"], &four[..]].concat()).status.code(), Some(2), "too many arguments");
+}

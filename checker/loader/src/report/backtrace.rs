@@ -1,6 +1,7 @@
 //! Backtraces of sandbox frames. Every accepted instruction has one static depth (DESIGN §4), so the return address of a frame lies at a
 //! known distance from rsp: nothing is guessed.
 
+use super::region::Area;
 use crate::context::{Context, Frame as EntryFrame};
 use crate::image::Image;
 use crate::window::Inner;
@@ -33,6 +34,8 @@ pub enum Start {
 #[derive(Clone, Debug)]
 pub struct Trace {
     pub image: Arc<Image>,
+    /// Memory that the host had shared.
+    pub shared: Arc<[Area]>,
     /// Text offset that the outermost entry called.
     entry: Option<u32>,
     /// Import index of the host function in which the call ended.
@@ -64,9 +67,9 @@ pub enum RawFrame {
 impl Trace {
     /// Nothing to trace.
     pub fn none(window: &Inner) -> Trace {
-        let (image, words) = (Arc::clone(&window.image), Box::default());
+        let (image, shared, words) = (Arc::clone(&window.image), Arc::clone(window.shares.areas()), Box::default());
         let (entry, import, failed, hosts) = (None, None, None, Vec::new());
-        Trace { image, entry, import, failed, start: Start::Nowhere, words, skipped: 0, complete: true, hosts }
+        Trace { image, shared, entry, import, failed, start: Start::Nowhere, words, skipped: 0, complete: true, hosts }
     }
 
     /// Keeps the stack of the entry that `cx` describes, which ended with this rsp.

@@ -168,7 +168,7 @@ fn frames(fault: &Fault) -> (Vec<Frame>, bool) {
 /// Where the first byte lies that could not be accessed.
 fn nearest(fault: &Fault) -> Option<Nearest> {
     let address = fault.trace.failed.map(u64::from).or(fault.address)?;
-    region::nearest(fault.image(), std::iter::empty(), address)
+    region::nearest(fault.image(), fault.trace.shared.iter().cloned(), address)
 }
 
 fn notes(fault: &Fault, report: &Report) -> Vec<String> {

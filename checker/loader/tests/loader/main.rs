@@ -9,6 +9,7 @@ mod fuel;
 mod gates;
 mod hostile;
 mod leaks;
+mod memory;
 mod places;
 mod soup;
 mod time;
