@@ -23,7 +23,7 @@ fn run(heads: &[Head], fill: u8, mode: Mode) -> Tally {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
-                    let mut oracle = Oracle::in_mode(Host::User, mode);
+                    let mut oracle = Oracle::new(Host::User, mode);
                     let mut tally = Tally::default();
                     for head in heads.iter().skip(worker).step_by(threads) {
                         heads::sweep(&mut oracle, head, fill, &mut tally);

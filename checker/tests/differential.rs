@@ -10,7 +10,7 @@ use iced_x86::{Decoder, DecoderOptions, Encoder};
 use oracle::{Oracle, Tally};
 
 fn slice(host: Host, heads: &[heads::Head], step: usize, fill: u8) -> Tally {
-    let mut oracle = Oracle::new(host);
+    let mut oracle = Oracle::new(host, Mode::default());
     let mut tally = Tally::default();
     for head in heads.iter().step_by(step) {
         let mut one = Tally::default();
@@ -48,7 +48,7 @@ const STORES: Mode = Mode { matched: false, metered: false, protect: Protect::St
 
 #[test]
 fn loads_with_64_bit_addresses_agree_with_iced() {
-    let mut oracle = Oracle::in_mode(Host::User, STORES);
+    let mut oracle = Oracle::new(Host::User, STORES);
     let mut tally = Tally::default();
     for head in heads::load_heads().iter().step_by(61) {
         let mut one = Tally::default();

@@ -335,8 +335,8 @@ fn forget_records_are_ascending_and_name_16_registers() {
     assert_eq!(validate(&with(matched, &[1, 1]), &Policy::USER), Err(LayoutError::Forgets));
     assert_eq!(validate(&with(matched, &[2, 1]), &Policy::USER), Err(LayoutError::Forgets));
     assert_eq!(validate(&with(Mode::default(), &[0]), &Policy::USER), Err(LayoutError::Forgets));
-    let mut bytes = with(matched, &[3]).to_bytes();
-    let at = bytes.windows(8).position(|w| w == [3, 0, 0, 0, 1, 0, 0, 0]).expect("the record");
+    let mut bytes = with(matched, &[0x4321]).to_bytes();
+    let at = bytes.windows(8).position(|w| w == [0x21, 0x43, 0, 0, 1, 0, 0, 0]).expect("the record");
     bytes[at + 6] = 1;
     assert_eq!(Note::parse(&bytes).expect("parses").validate(&Policy::USER), Err(LayoutError::Forgets), "a mask of 17 bits");
 }

@@ -51,7 +51,7 @@ fn agrees(text: &[u8], mode: Mode) -> Result<bool, TestCaseError> {
         return Ok(false);
     }
     let ours: Vec<usize> = starts(&scratch, text.len()).collect();
-    let (mut oracle, mut tally) = (Oracle::in_mode(Host::User, mode), Tally::default());
+    let (mut oracle, mut tally) = (Oracle::new(Host::User, mode), Tally::default());
     let mut factory = InstructionInfoFactory::new();
     let mut theirs = Decoder::new(64, text, DecoderOptions::NONE);
     for &at in &ours {
@@ -130,7 +130,7 @@ proptest! {
 
     #[test]
     fn likely_bytes_agree_with_iced(bytes in prop::collection::vec(likely(), 1..24)) {
-        let (mut oracle, mut tally) = (Oracle::new(Host::User), Tally::default());
+        let (mut oracle, mut tally) = (Oracle::new(Host::User, Mode::default()), Tally::default());
         oracle.compare(&bytes, &mut tally);
         prop_assert_eq!(tally.differences, 0, "{:?}", tally.examples);
     }

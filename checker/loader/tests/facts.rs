@@ -230,8 +230,8 @@ fn random_facts(random: &mut Random) -> (Facts, [u8; 16]) {
     for register in (0..16_u8).filter(|&register| register != 4) {
         let level = (random.next() % 4) as u8;
         levels[usize::from(register)] = level;
-        let rex = 0x40 | (register >> 3) * 5;
-        let modrm = 0xc0 | (register & 7) * 9;
+        let rex = 0x40 | ((register >> 3) * 5);
+        let modrm = 0xc0 | ((register & 7) * 9);
         let bytes = match level {
             // movzx of 16 bits, CHECK, mov of 32 bits, each of the register itself.
             0 => vec![rex, 0x0f, 0xb7, modrm],

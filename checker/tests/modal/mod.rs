@@ -170,9 +170,9 @@ impl Program {
 /// An instruction that gives the register (by number, 0 to 7) the level.
 pub fn gain(level: Level, register: u8) -> Option<Vec<u8>> {
     match level {
-        Level::Small => Some(vec![0x0f, 0xb7, 0xc0 | register * 9]),
+        Level::Small => Some(vec![0x0f, 0xb7, 0xc0 | (register * 9)]),
         Level::Low => Some(vec![0x48, 0x81, 0xe0 | register, 0xff, 0xff, 0xff, 0x7f]),
-        Level::Near => Some(vec![0x89, 0xc0 | register * 9]),
+        Level::Near => Some(vec![0x89, 0xc0 | (register * 9)]),
         Level::Any => None,
     }
 }

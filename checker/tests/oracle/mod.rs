@@ -46,11 +46,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(host: Host) -> Oracle {
-        Oracle::in_mode(host, Mode::default())
-    }
-
-    pub fn in_mode(host: Host, mode: Mode) -> Oracle {
+    pub fn new(host: Host, mode: Mode) -> Oracle {
         Oracle { info: InstructionInfoFactory::new(), host, mode }
     }
 
