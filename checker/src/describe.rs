@@ -107,7 +107,7 @@ pub fn describe_in(bytes: &[u8], host: Host, mode: Mode) -> Result<Description, 
 }
 
 /// Steps over the instruction or unit at the start of `bytes` in text of `mode`, as the checker does. `facts`: what is known in front of
-/// it; `esp`: the low half of rsp there, the layout's S less the depth.
+/// it; `esp`: the greatest low half of rsp there, the layout's S less the depth.
 ///
 /// # Errors
 /// As [`describe`].

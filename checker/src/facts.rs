@@ -9,7 +9,7 @@ use crate::decode::{Action, Insn, Operands, Window, immediate_of, writes};
 use crate::describe::MemoryOperand;
 use crate::table::{Field, Kind, Operand, Value, flag};
 
-/// rsp's number; its low half is a constant, so the masks do not have it.
+/// rsp's number. The masks do not have it: its low half is from 8 to a constant, S less the depth, which is less in every callee.
 const STACK: u8 = 4;
 /// The registers that the masks may name.
 const TRACKED: u16 = !(1 << STACK);
@@ -73,7 +73,7 @@ impl Facts {
         self.with(Facts::at_label(bit(register)))
     }
 
-    /// Whether the operand's address is exact (SPEC M1 to M7). `esp`: low half of rsp here.
+    /// Whether the operand's address is exact (SPEC M1 to M7). `esp`: the greatest low half of rsp here, that of a depth counted from an entry.
     #[must_use]
     pub fn allows(self, memory: &MemoryOperand, esp: u32) -> bool {
         let disp = i64::from(memory.disp);
@@ -107,7 +107,7 @@ impl Facts {
         Facts { small: 0, low: 0, near: registers & TRACKED }
     }
 
-    /// The registers of `registers` hold at least 0 and at most (or exactly) `value`, or if it is negative exactly that.
+    /// The registers of `registers` hold at least 0 and at most `value`, or exactly that if it is negative.
     fn value(registers: u16, value: i64) -> Facts {
         let registers = registers & TRACKED;
         let if_in = |holds: bool| if holds { registers } else { 0 };
@@ -118,7 +118,7 @@ impl Facts {
         }
     }
 
-    /// What is known behind an instruction when control falls through it. `esp`: low half of rsp before it; `operands`: as the decoder gave
+    /// What is known behind an instruction when control falls through it. `esp`: as for [`Facts::allows`], in front of it; `operands`: as the decoder gave
     /// them, `None` where it gives none.
     #[inline]
     pub(crate) fn after(self, insn: &Insn, operands: Option<&Operands>, window: &Window, esp: u32) -> Facts {
@@ -189,14 +189,15 @@ impl Facts {
         Facts { small: levels(self.small), low: levels(self.low), near: near | levels(self.low) }.of(TRACKED)
     }
 
-    /// `lea`: a constant from esp, or a low register moved by a displacement.
+    /// `lea`: esp moved up, which wraps nowhere below `esp + disp`, or a low register moved by a displacement.
     fn address(self, operands: &Operands, written: u16, wide: bool, esp: u32) -> Facts {
         let Some(memory) = operands.memory.filter(|memory| memory.index == crate::decode::Memory::NONE) else {
             return Facts::NONE;
         };
         let disp = i64::from(memory.disp);
         if memory.base == STACK {
-            return if wide { Facts::NONE } else { Facts::value(written, in_width(i64::from(esp).wrapping_add(disp), false)) };
+            let up = !wide && disp >= 0;
+            return if up { Facts::value(written, i64::from(esp).wrapping_add(disp)) } else { Facts::NONE };
         }
         let based = memory.base != crate::decode::Memory::NONE && self.low & bit(memory.base) != 0;
         let near = wide && based && (REACH.wrapping_neg()..=REACH).contains(&disp);

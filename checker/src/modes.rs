@@ -100,7 +100,8 @@ impl<'t> Modes<'t> {
         }
     }
 
-    /// Judges what the instruction touches by what is known in front of it, and steps over it. `esp`: low half of rsp in front of it.
+    /// Judges what the instruction touches by what is known in front of it, and steps over it. `esp`: the greatest low half of rsp in
+    /// front of it.
     pub(crate) fn step(&mut self, insn: &Insn, operands: Option<&Operands>, window: &Window, esp: u32) -> Result<(), Rule> {
         if self.mode.metered && operands.is_some_and(|operands| writes(operands) & COUNT != 0) {
             return Err(Rule::CountWritten);

@@ -201,7 +201,7 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
         Ok(next)
     }
 
-    /// Low half of rsp at the instruction that has been arrived at.
+    /// Greatest low half of rsp at the instruction that has been arrived at: that of a function which the host entered.
     fn low_stack(&self) -> u32 {
         let depth = u32::try_from(self.state.units()).unwrap_or(0).wrapping_mul(8);
         self.layout.stack_low.wrapping_sub(depth)

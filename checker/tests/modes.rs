@@ -92,6 +92,29 @@ fn allowed_addresses_are_exact_or_fault() {
     assert!(allowed > 500 && refused > 500, "{allowed} allowed, {refused} refused");
 }
 
+/// A callee's rsp lies anywhere below that of the entry: what is known of `lea disp(%rsp),%r32` holds for all of them.
+#[test]
+fn stack_addresses_have_their_level_at_every_depth_of_calls() {
+    let mode = Mode { matched: true, ..Mode::default() };
+    let greatest = 0x6fff_fff8_u32;
+    let disps = [i32::MIN, -0x6fff_fff8, -0x1000, -16, -8, -1, 0, 1, 8, 0x10_0000, 0x1000_0007, 0x1000_0008, i32::MAX];
+    let mut low = 0;
+    for disp in disps {
+        // lea disp(%rsp),%esi
+        let bytes = [&[0x8d, 0xb4, 0x24][..], &disp.to_le_bytes()].concat();
+        let after = track(&bytes, Host::User, mode, Facts::NONE, greatest).expect("accepted").after;
+        let known = |mask: u16| mask >> 6 & 1 == 1;
+        assert!(known(after.near()));
+        low += u32::from(known(after.low()));
+        for esp in [8, 16, 0x1000, 0x10_0000, greatest - 8, greatest] {
+            let value = esp.wrapping_add_signed(disp);
+            assert!(!known(after.low()) || value < 1 << 31, "{disp:#x} from {esp:#x}");
+            assert!(!known(after.small()) || value < 1 << 16, "{disp:#x} from {esp:#x}");
+        }
+    }
+    assert!(low >= 4, "{low}");
+}
+
 /// What is refused is refused for a reason: some value of the levels makes the address inexact, at the displacements next to the limits.
 #[test]
 fn limits_of_displacements_are_tight() {
