@@ -92,7 +92,7 @@ rules! {
     DepthMismatch = 15, "paths that meet disagree about the stack depth";
     /// A backward branch lacks pushed slots that its target counts on.
     SetMismatch = 16, "branches back without slots that the target counts as pushed";
-    /// A hint that does not follow an end of flow, or names an impossible state.
+    /// A hint that does not follow an end of flow, or names an impossible state; in metered text also one that a forward edge leads to.
     Hint = 17, "a state hint in a wrong place or with an impossible state";
     /// A table call or jump whose mask and displacement are no listed table (or a call through a sub-table).
     Table = 18, "a table call or jump that names no listed table";
