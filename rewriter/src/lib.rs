@@ -11,6 +11,7 @@ pub mod elf;
 pub mod emit;
 pub mod fixup;
 pub mod functions;
+pub mod init;
 pub mod instrument;
 pub mod layout;
 pub mod liveness;

@@ -10,7 +10,7 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::select::{self, GATES, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, count, fixup, instrument, layout, liveness};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Mode, Policy, check};
@@ -35,7 +35,7 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
     let plans = plans(env, options.mode)?;
-    let text = text(env, &plans)?;
+    let text = text(env, &plans, options.mode.metered)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
     image.note = note(env, &plans, &text, options.mode);
@@ -119,27 +119,19 @@ fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
 }
 
 /// The bodies' code, and behind it the function that runs the constructors.
-fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
+fn text(env: Env<'_>, plans: &[Plan], metered: bool) -> Result<Text, Refusals> {
     let entries: Vec<(CodeRef, u32)> = env.chosen.bodies.iter().map(|b| (b.entry, entry_node(b))).collect();
     let missing = |at: CodeRef| {
         let place = env.program.place(at.section, at.offset);
         Refusals(vec![Diagnostic::new(place, "internal", "a function that is called was not laid out")])
     };
     let mut text = layout::lay_out(plans, &entries).map_err(missing)?;
-    if !env.chosen.constructors.is_empty() {
-        layout::pad(&mut text.bytes, 16);
-        text.init = Some(layout::NewOff(text.bytes.len() as u32));
-        // rsp is 8 modulo 16 at entry, so the calls are made with the psABI's alignment.
-        text.bytes.extend([0x48, 0x83, 0xec, 0x08]);
-        for at in &env.chosen.constructors {
-            let body = *env.bodies.get(at).ok_or_else(|| missing(*at))?;
-            let target = text.nodes[body][entries[body].1 as usize].0 as i64;
-            let next = text.bytes.len() as i64 + 5;
-            text.bytes.push(0xe8);
-            text.bytes.extend(((target - next) as i32).to_le_bytes());
-        }
-        text.bytes.extend([0x48, 0x83, 0xc4, 0x08, 0xc3]);
-    }
+    let start = |at: &CodeRef| {
+        let body = *env.bodies.get(at).ok_or_else(|| missing(*at))?;
+        Ok(text.nodes[body][entries[body].1 as usize].0)
+    };
+    let constructors = env.chosen.constructors.iter().map(start).collect::<Result<Vec<u32>, Refusals>>()?;
+    init::append(&mut text, &constructors, metered);
     Ok(text)
 }
 

@@ -9,6 +9,7 @@ pub mod code;
 pub mod hoist;
 pub mod known;
 pub mod live;
+pub mod meter;
 pub mod need;
 pub mod save;
 
@@ -49,6 +50,11 @@ pub fn instrument(
     if mode.matched {
         matched(&mut code, body, live, mode).map_err(internal)?;
     }
+    if mode.metered {
+        align_hints(&mut code);
+        let live = live::live(&code, live);
+        meter::insert(&mut code, &live, mode.matched).map_err(internal)?;
+    }
     code.write(&mut plan);
     Ok(plan)
 }
@@ -74,6 +80,15 @@ fn matched(code: &mut Code, body: &Body, nodes: &Liveness, mode: Mode) -> Planne
         }
     }
     Err(("internal", "the checks do not settle".into()))
+}
+
+/// Nobody pays for what stands between a hint and METER: alignment goes in front.
+fn align_hints(code: &mut Code) {
+    for i in 1..code.items.len() {
+        if let (Item::Piece(Piece::Hint(..)), Item::Piece(Piece::Align)) = (&code.items[i - 1], &code.items[i]) {
+            code.items.swap(i - 1, i);
+        }
+    }
 }
 
 /// Tells the checker where to forget: behind each mark that something jumps back to.

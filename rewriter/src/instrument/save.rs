@@ -3,6 +3,7 @@
 use super::check::{copy, item, wide};
 use super::code::Item;
 use super::live::free;
+use crate::count::COUNT_BIT;
 use crate::liveness::Live;
 use crate::plan::{K, Planned, encode, ok};
 use iced_x86::{Register, RflagsBits};
@@ -92,7 +93,8 @@ impl Keeping {
 
     /// A register that is none of `taken`.
     fn other(&self, taken: u16) -> Planned<Register> {
-        let usable = |n: &u8| taken >> n & 1 == 0 && *n != super::known::RSP;
+        // Not r14 either: in metered text it counts.
+        let usable = |n: &u8| (taken | COUNT_BIT) >> n & 1 == 0 && *n != super::known::RSP;
         (0..16).rev().find(usable).map(wide).ok_or_else(|| ("internal", "no register is left for a check".to_owned()))
     }
 }
