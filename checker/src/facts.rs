@@ -21,7 +21,7 @@ const LOW_END: i64 = 1 << 31;
 const REACH: i64 = 1 << 30;
 /// Past the greatest near value.
 const NEAR_END: i64 = 1 << 32;
-/// Greatest displacement behind which an access of 64 bytes, begun at a wrapped near address, ends in the null zone.
+/// The greatest place in the null zone where an access of 64 bytes ends in it.
 const NULL_REACH: i64 = 0xffc0;
 
 /// Registers known to be small, low and near; one bit each, by number.
@@ -73,24 +73,32 @@ impl Facts {
         self.with(Facts::at_label(bit(register)))
     }
 
-    /// Whether the operand's address is exact (SPEC M1 to M7). `esp`: the greatest low half of rsp here, that of a depth counted from an entry.
+    /// Whether the operand's address is exact (SPEC R25). `esp`: the greatest low half of rsp here, that of a depth counted from an entry.
     #[must_use]
     pub fn allows(self, memory: &MemoryOperand, esp: u32) -> bool {
-        let disp = i64::from(memory.disp);
-        let index = match memory.index {
-            None => 0,
-            Some(index) if self.small & bit(index) != 0 => SMALL_END.wrapping_sub(1).saturating_mul(memory.scale.into()),
-            Some(_) => return false,
+        let base = match memory.base {
+            None => Some((0, 0)),
+            Some(STACK) => Some((0, i64::from(esp))),
+            Some(base) => self.range(base),
         };
-        match memory.base {
-            // The least address is at least -2^31, where the low half is 2^31 or more; the greatest is below 2^32.
-            None => true,
-            Some(STACK) => i64::from(esp).saturating_add(disp).saturating_add(index) < NEAR_END,
-            Some(base) if self.low & bit(base) != 0 => memory.index.is_none() || disp <= REACH,
-            Some(base) if self.near & bit(base) != 0 => {
-                memory.index.is_none() && (REACH.wrapping_neg()..=NULL_REACH).contains(&disp)
-            }
-            Some(_) => false,
+        let index = memory.index.map_or(Some((0, 0)), |index| self.range(index));
+        let (Some(base), Some(index)) = (base, index) else { return false };
+        let address = |base: i64, index: i64| {
+            index.saturating_mul(memory.scale.into()).saturating_add(base).saturating_add(memory.disp.into())
+        };
+        // From -2^31 to -1 the low half is 2^31 or more, and from 2^32 on it lies in the null zone.
+        address(base.0, index.0) >= LOW_END.wrapping_neg() && address(base.1, index.1) <= NEAR_END.wrapping_add(NULL_REACH)
+    }
+
+    /// The least and the greatest value that the register may hold; `None` if nothing is known.
+    fn range(self, register: u8) -> Option<(i64, i64)> {
+        let known = |mask: u16| mask & bit(register) != 0;
+        if known(self.small) {
+            Some((0, SMALL_END.wrapping_sub(1)))
+        } else if known(self.low) {
+            Some((0, LOW_END.wrapping_sub(1)))
+        } else {
+            known(self.near).then_some((REACH.wrapping_neg(), NEAR_END.wrapping_sub(1)))
         }
     }
 

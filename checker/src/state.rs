@@ -37,7 +37,7 @@ impl State {
     /// The state at `units` × 8 bytes of depth with the slots of `set` pushed.
     #[must_use]
     pub fn new(units: u32, set: u64) -> State {
-        State(u64::from(units) << DEPTH_SHIFT | set & SET_MASK)
+        State((u64::from(units) << DEPTH_SHIFT | set & SET_MASK) & STATE_MASK)
     }
 
     /// Depth in units of 8 bytes.

@@ -134,10 +134,11 @@ fn limits_of_displacements_are_tight() {
         facts(levels).allows(&memory, 8)
     };
     let near = [Level::Near, Level::Any];
-    assert!(allows(near, None, 0xffc0) && !allows(near, None, 0xffc1));
+    assert!(allows(near, None, 0xffc1) && !allows(near, None, 0xffc2));
     assert!(allows(near, None, -(1 << 30)) && !allows(near, None, -(1 << 30) - 1));
     let scaled = [Level::Low, Level::Small];
-    assert!(allows(scaled, Some(6), 1 << 30) && !allows(scaled, Some(6), (1 << 30) + 1));
+    let greatest = (1 << 32) + 0xffc0 - (0x7fff_ffff + 8 * 0xffff);
+    assert!(allows(scaled, Some(6), greatest) && !allows(scaled, Some(6), greatest + 1));
     assert!(!is_exact(WINDOW + 0xffc1), "the last lanes of an access of 64 bytes lie behind the null zone");
     assert!(!is_exact(-(1 << 31) - 1));
 }
