@@ -178,9 +178,8 @@ fn notes(fault: &Fault, report: &Report) -> Vec<String> {
     {
         let signed = address.cast_signed();
         let negative = if signed < 0 { format!(" (-{:#x})", signed.unsigned_abs()) } else { String::new() };
-        let access =
-            if fault.kind == FaultKind::StrayAccess || fault.kind == FaultKind::GateRange { "would have gone" } else { "went" };
-        notes.push(format!("{address:#x}{negative} is no handler pointer; cut to 32 bits the access {access} to {offset:#x}"));
+        let went = if matches!(fault.kind, FaultKind::StrayAccess | FaultKind::GateRange) { "would have gone" } else { "went" };
+        notes.push(format!("{address:#x}{negative} is no handler pointer; cut to 32 bits the access {went} to {offset:#x}"));
     } else if report.region.is_none() && fault.address.is_some_and(|a| a >= MEMORY_END.into()) {
         notes.push(format!("handler memory ends at {MEMORY_END:#x}"));
     }

@@ -83,6 +83,7 @@ pub fn nearest(image: &Image, others: impl Iterator<Item = Area>, address: u64) 
     if address >= u64::from(MEMORY_END) + u64::from(NULL_ZONE_END) {
         return None;
     }
-    let found = regions.into_iter().min_by_key(distance)?;
+    let [_, table, _] = special;
+    let found = regions.into_iter().chain([table]).min_by_key(distance)?;
     Some(Nearest { relation: relation(&found), area: found })
 }

@@ -71,7 +71,11 @@ impl Report {
             Some(region) => format!(": {region}"),
             None => ": far from all handler memory".to_owned(),
         };
-        Some(format!("{verb} {size}{:#x}{region}", self.address?))
+        let address = self.address?;
+        let happened = !matches!(self.kind, FaultKind::StrayAccess | FaultKind::GateRange);
+        let cut = self.window_offset.filter(|offset| happened && u64::from(*offset) != address);
+        let cut = cut.map_or(String::new(), |offset| format!(", cut to {offset:#x}"));
+        Some(format!("{verb} {size}{address:#x}{cut}{region}"))
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {

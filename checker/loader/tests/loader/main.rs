@@ -11,6 +11,7 @@ mod hostile;
 mod leaks;
 mod memory;
 mod places;
+mod report;
 mod soup;
 mod time;
 
