@@ -5,7 +5,7 @@
 //!
 //! Three levels, each implying the next: *small* is 0 to 2^16 - 1, *low* 0 to 2^31 - 1, *near* -2^30 to 2^32 - 1.
 
-use crate::decode::{Action, Insn, Operands, Window, immediate_of, writes};
+use crate::decode::{Action, Insn, Memory, Operands, Window, immediate_of, writes};
 use crate::describe::MemoryOperand;
 use crate::table::{Field, Kind, Operand, Value, flag};
 
@@ -76,18 +76,21 @@ impl Facts {
     /// Whether the operand's address is exact (SPEC R25). `esp`: the greatest low half of rsp here, that of a depth counted from an entry.
     #[must_use]
     pub fn allows(self, memory: &MemoryOperand, esp: u32) -> bool {
-        let base = match memory.base {
-            None => Some((0, 0)),
-            Some(STACK) => Some((0, i64::from(esp))),
-            Some(base) => self.range(base),
-        };
-        let index = memory.index.map_or(Some((0, 0)), |index| self.range(index));
-        let (Some(base), Some(index)) = (base, index) else { return false };
-        let address = |base: i64, index: i64| {
-            index.saturating_mul(memory.scale.into()).saturating_add(base).saturating_add(memory.disp.into())
-        };
+        let range = self.sum(memory.base, memory.index, memory.scale, memory.disp, esp);
         // From -2^31 to -1 the low half is 2^31 or more, and from 2^32 on it lies in the null zone.
-        address(base.0, index.0) >= LOW_END.wrapping_neg() && address(base.1, index.1) <= NEAR_END.wrapping_add(NULL_REACH)
+        range.is_some_and(|(least, most)| least >= LOW_END.wrapping_neg() && most <= NEAR_END.wrapping_add(NULL_REACH))
+    }
+
+    /// The least and the greatest value of an address, rsp counting with its low half; `None` if a register is not known.
+    fn sum(self, base: Option<u8>, index: Option<u8>, scale: u8, disp: i32, esp: u32) -> Option<(i64, i64)> {
+        let base = match base {
+            None => (0, 0),
+            Some(STACK) => (0, i64::from(esp)),
+            Some(base) => self.range(base)?,
+        };
+        let index = index.map_or(Some((0, 0)), |index| self.range(index))?;
+        let sum = |base: i64, index: i64| index.saturating_mul(scale.into()).saturating_add(base).saturating_add(disp.into());
+        Some((sum(base.0, index.0), sum(base.1, index.1)))
     }
 
     /// The least and the greatest value that the register may hold; `None` if nothing is known.
@@ -115,15 +118,11 @@ impl Facts {
         Facts { small: 0, low: 0, near: registers & TRACKED }
     }
 
-    /// The registers of `registers` hold at least 0 and at most `value`, or exactly that if it is negative.
-    fn value(registers: u16, value: i64) -> Facts {
+    /// The registers of `registers` hold `least` to `most`.
+    fn between(registers: u16, least: i64, most: i64) -> Facts {
         let registers = registers & TRACKED;
-        let if_in = |holds: bool| if holds { registers } else { 0 };
-        Facts {
-            small: if_in((0..SMALL_END).contains(&value)),
-            low: if_in((0..LOW_END).contains(&value)),
-            near: if_in((REACH.wrapping_neg()..NEAR_END).contains(&value)),
-        }
+        let within = |from: i64, end: i64| if from <= least && most < end { registers } else { 0 };
+        Facts { small: within(0, SMALL_END), low: within(0, LOW_END), near: within(REACH.wrapping_neg(), NEAR_END) }
     }
 
     /// What is known behind an instruction when control falls through it. `esp`: as for [`Facts::allows`], in front of it; `operands`: as the decoder gave
@@ -167,20 +166,23 @@ impl Facts {
                 let bits = if wide { 64_i64 } else { 32 }.wrapping_sub(count);
                 let most =
                     if bits < 63 { 1_i64.wrapping_shl(u32::try_from(bits).unwrap_or(0)).wrapping_sub(1) } else { i64::MAX };
-                Facts::value(written, most).with(shrunk).with(extended)
+                Facts::between(written, 0, most).with(shrunk).with(extended)
             }
-            Value::Small => Facts::value(written, SMALL_END.wrapping_sub(1)),
-            Value::Immediate => immediate.map_or(extended, |value| Facts::value(written, in_width(value, wide))),
+            Value::Small => Facts::between(written, 0, SMALL_END.wrapping_sub(1)),
+            Value::Immediate => {
+                let value = in_width(immediate.unwrap_or(i64::MAX), wide);
+                Facts::between(written, value, value)
+            }
             Value::Masked => {
                 let mask = in_width(immediate.unwrap_or(-1), wide);
-                let masked = if mask < 0 { Facts::NONE } else { Facts::value(written, mask) };
+                let masked = if mask < 0 { Facts::NONE } else { Facts::between(written, 0, mask) };
                 masked.with(shrunk).with(extended)
             }
             Value::Moved => {
                 let near = wide && (REACH.wrapping_neg()..=REACH).contains(&immediate.unwrap_or(1));
                 Facts { near: if near { old.low } else { 0 }, ..Facts::NONE }.with(extended)
             }
-            Value::Difference if operands.memory.is_none() && operands.reg == operands.rm => Facts::value(written, 0),
+            Value::Difference if operands.memory.is_none() && operands.reg == operands.rm => Facts::between(written, 0, 0),
             Value::Difference => extended,
             Value::Copy => self.copied(operands, written, wide).with(extended),
         }
@@ -197,19 +199,16 @@ impl Facts {
         Facts { small: levels(self.small), low: levels(self.low), near: near | levels(self.low) }.of(TRACKED)
     }
 
-    /// `lea`: esp moved up, which wraps nowhere below `esp + disp`, or a low register moved by a displacement.
+    /// `lea`: the range of its sum, if that is what 32 bits hold.
     fn address(self, operands: &Operands, written: u16, wide: bool, esp: u32) -> Facts {
-        let Some(memory) = operands.memory.filter(|memory| memory.index == crate::decode::Memory::NONE) else {
-            return Facts::NONE;
-        };
-        let disp = i64::from(memory.disp);
-        if memory.base == STACK {
-            let up = !wide && disp >= 0;
-            return if up { Facts::value(written, i64::from(esp).wrapping_add(disp)) } else { Facts::NONE };
+        // rsp itself has a high half that nobody knows.
+        let Some(memory) = operands.memory.filter(|memory| !wide || memory.base != STACK) else { return Facts::NONE };
+        let named = |register: u8| (register != Memory::NONE).then_some(register);
+        let scale = 1_u8.wrapping_shl(u32::from(memory.scale));
+        match self.sum(named(memory.base), named(memory.index), scale, memory.disp, esp) {
+            Some((least, most)) if wide || least >= 0 && most < NEAR_END => Facts::between(written, least, most),
+            _ => Facts::NONE,
         }
-        let based = memory.base != crate::decode::Memory::NONE && self.low & bit(memory.base) != 0;
-        let near = wide && based && (REACH.wrapping_neg()..=REACH).contains(&disp);
-        Facts { near: if near { written & TRACKED } else { 0 }, ..Facts::NONE }
     }
 }
 
