@@ -72,7 +72,7 @@ pub struct Frame {
     /// How the entry ended, see [`stop`].
     pub stop: u32,
     pub padding: u32,
-    /// Integer arguments of the entry, then of the running import; rdi, rsi, rdx, rcx of a gate that refuses them.
+    /// Integer arguments of the entry, then of the running import; rdi, rsi, rdx, rcx of a gate that refuses them, and its address.
     pub args: [u64; 6],
     /// Floating-point arguments of the entry, then of the running import.
     pub float_args: [f64; 8],

@@ -307,11 +307,10 @@ impl Fault {
         }
     }
 
-    /// The end of a call in a gate that gave its stack pointer, which points at its return address.
+    /// The end of a call in a gate that gave its stack pointer, which points at its return address, and its own address.
     fn at_gate(window: &Inner, cx: &Context, kind: FaultKind) -> Fault {
         let trace = Trace::of(window, cx, cx.frame.gate_rsp, Start::Called { words: 0 });
-        let gate = trace.place().and_then(|end| window.image.import_called_before(end)).and_then(gates::built_in);
-        Fault { gate, ..Fault::at(kind, trace) }
+        Fault { gate: gate_called(&trace, gates::name_at(cx.frame.args[4])), ..Fault::at(kind, trace) }
     }
 
     /// The end of a call in a gate that refused its arguments.
@@ -391,7 +390,8 @@ impl Fault {
             }
             Some(_) => Start::Search,
         };
-        let mut fault = Fault { gate, ..Fault::at(kind, Trace::of(window, cx, raw.registers[RSP], start)) };
+        let trace = Trace::of(window, cx, raw.registers[RSP], start);
+        let mut fault = Fault { gate: gate_called(&trace, gate), ..Fault::at(kind, trace) };
         if matches!(kind, FaultKind::StrayAccess | FaultKind::Fuel)
             && let Some(stub) = window.image.places().stub(rip)
         {
@@ -405,6 +405,12 @@ impl Fault {
         }
         fault
     }
+}
+
+/// The name by which the handler called `gate`, where several names lead to the same one.
+fn gate_called(trace: &Trace, gate: Option<&'static str>) -> Option<&'static str> {
+    let called = trace.place().and_then(|end| trace.image.import_called_before(end)).and_then(gates::built_in);
+    called.filter(|name| gate.is_some_and(|gate| gates::address(name, false) == gates::address(gate, false))).or(gate)
 }
 
 /// A range of window memory that a gate was given.

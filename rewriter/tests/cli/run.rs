@@ -176,3 +176,95 @@ fn shared_files_are_arguments_and_written_back_if_wanted() {
     let four = ["--share", "table"].repeat(4);
     assert_eq!(desk.cordon(&[&["run", "fill.cordon"], &four[..]].concat()).status.code(), Some(2), "too many arguments");
 }
+
+const STRAY: &str = "
+struct packet { const unsigned char *data; unsigned long len; };
+static int option(const unsigned char *p, unsigned long i) { return p[i]; }
+__attribute__((noinline)) int parse(const struct packet *p, unsigned long bias)
+{
+    int sum = 0;
+    for (unsigned long i = 0; i < p->len; i++)
+        sum += option(p->data + bias, i);
+    return sum;
+}
+__attribute__((noinline)) int outer(const struct packet *p, unsigned long bias) { return parse(p, bias) + 1; }
+int handler(const unsigned char *data, unsigned long len, unsigned long bias)
+{
+    struct packet p = { data, len };
+    return outer(&p, bias);
+}
+";
+
+/// Compiles `stray.o` with line tables and rewrites it with `options`.
+fn stray(desk: &Desk, options: &[&str]) {
+    desk.write("stray.c", STRAY);
+    let gcc = std::process::Command::new("gcc").args(["-O2", "-g", "-c", "stray.c"]).current_dir(desk.folder()).status();
+    assert!(gcc.expect("gcc is installed: run scripts/setup").success());
+    let output = desk.cordon(&[&["rewrite", "stray.o", "-o", "stray.cordon", "--entry", "handler"], options].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    desk.write("in", [1; 40]);
+}
+
+#[test]
+fn a_stray_access_is_reported_like_a_compiler_error() {
+    let desk = Desk::new();
+    stray(&desk, &["--mode", "match"]);
+    let good = desk.cordon(&["run", "stray.cordon", "--mode", "match", "--input", "in", "--arg", "0"]);
+    assert_eq!(stdout(&good), "result = 41\n", "{good:?}");
+    let args = ["run", "stray.cordon", "--mode", "match", "--input", "in", "--arg", "0x500000000000"];
+    let output = desk.cordon(&args);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let text = stderr(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "error[stray-access]: access outside the handler's memory");
+    assert!(lines[1].starts_with("  --> ") && lines[1].contains("/stray.c:3:"), "{text}");
+    assert!(lines[3].contains("movz") && lines[4].contains("^^^ reads 1 byte at 0x5000"), "{text}");
+    for part in
+        ["stray.o section 1 offset 0x", "is no handler pointer; cut to 32 bits", "0: parse+", "1: outer+", "2: handler+", "rdi "]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let json = json(&desk.cordon(&[&args[..], &["--format", "json"]].concat()));
+    let report = &json["error"]["report"];
+    assert_eq!((&json["error"]["code"], &report["kind"]), (&"stray-access".into(), &"stray-access".into()));
+    assert_eq!((&report["place"]["source"]["line"], &report["bytes"], &report["access"]), (&3.into(), &1.into(), &"read".into()));
+    let address = report["address"].as_u64().expect("told");
+    assert_eq!((address >> 32, report["window_offset"].as_u64()), (0x5000, Some(address & 0xffff_ffff)));
+    assert_eq!(report["backtrace"][2]["code"]["source"]["line"], 15);
+    assert_eq!(report["registers"].as_object().expect("all").len(), 17);
+}
+
+#[test]
+fn fuel_ends_a_call_at_the_same_instruction_every_time() {
+    let desk = Desk::new();
+    stray(&desk, &["--fuel"]);
+    let run = |extra: &[&str]| desk.cordon(&[&["run", "stray.cordon", "--input", "in", "--arg", "0"], extra].concat());
+    let used = json(&run(&["--metered", "--format", "json"]))["fuel"].as_u64().expect("metered");
+    assert!(used > 4 * 40, "{used}");
+    let exactly = used.to_string();
+    let output = run(&["--fuel", &exactly]);
+    assert_eq!(stdout(&output), format!("fuel = {used}\nresult = 41\n"), "{output:?}");
+    let less = (used - 1).to_string();
+    let stopped = run(&["--fuel", &less]);
+    assert_eq!(stopped.status.code(), Some(4));
+    let text = stderr(&stopped);
+    assert!(text.starts_with("error[fuel]: out of fuel\n  --> ") && text.contains("/stray.c:"), "{text}");
+    assert!(text.contains(&format!("= fuel: all of {less} instructions used")), "{text}");
+    assert_eq!(stderr(&run(&["--fuel", &less])), text, "registers and all");
+}
+
+#[test]
+fn images_that_prove_less_than_is_demanded_are_not_run() {
+    let desk = Desk::new();
+    desk.image("add", ADD);
+    let run = |extra: &[&str]| desk.cordon(&[&["run", "add.cordon"], extra].concat()).status.code();
+    assert_eq!(
+        (run(&[]), run(&["--mode", "match"]), run(&["--metered"]), run(&["--fuel", "1000"])),
+        (Some(0), Some(1), Some(1), Some(1))
+    );
+    let check = |extra: &[&str]| desk.cordon(&[&["check", "add.cordon"], extra].concat()).status.code();
+    assert_eq!((check(&[]), check(&["--mode", "match"]), check(&["--metered"])), (Some(0), Some(1), Some(1)));
+    let stores = ["rewrite", "add.o", "-o", "add.cordon", "--protect", "stores"];
+    assert_eq!(desk.cordon(&stores).status.code(), Some(0));
+    assert_eq!((run(&[]), run(&["--protect", "stores"])), (Some(1), Some(0)), "a host must say that it trusts loads");
+}

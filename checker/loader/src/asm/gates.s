@@ -29,7 +29,7 @@ cordon_loader_gates:
     jnz \bad
 .endm
 
-# Refused arguments: the loader looks at rdi, rsi and the length in rdx or rcx. rsp is as at the call.
+# Refused arguments: the loader looks at rdi, rsi and the length in rdx or rcx. rsp is as at the call; r11 = the gate's address.
 gate_refuses:
     mov %rcx, %r8
     FIND_CONTEXT %rcx
@@ -39,21 +39,28 @@ gate_stops:
     mov %rsi, {ARGS}+8(%rcx)
     mov %rdx, {ARGS}+16(%rcx)
     mov %r8, {ARGS}+24(%rcx)
+    mov %r11, {ARGS}+32(%rcx)
     mov %r14, {FUEL}(%rcx)
     mov %rsp, {GATE_RSP}(%rcx)
     jmp cordon_loader_abort
-# As gate_refuses, from below the frame of an instruction gate.
-string_gate_refuses:
-    lea 40(%rsp), %rsp
-    jmp gate_refuses
-# Not enough fuel: as gate_refuses and string_gate_refuses.
-string_gate_starves:
-    lea 40(%rsp), %rsp
+# Not enough fuel; as gate_refuses.
 gate_starves:
     mov %rcx, %r8
     FIND_CONTEXT %rcx
     movl ${STOP_FUEL}, {STOP}(%rcx)
     jmp gate_stops
+
+# Where gate \name goes to be refused or for want of fuel, with \frame bytes pushed.
+.macro STOPS name, frame
+refuse_\name:
+    lea \frame(%rsp), %rsp
+    lea cordon_loader_\name(%rip), %r11
+    jmp gate_refuses
+starve_\name:
+    lea \frame(%rsp), %rsp
+    lea cordon_loader_\name(%rip), %r11
+    jmp gate_starves
+.endm
 
 # The metered form of a gate whose length is rdx.
 .macro PAY_BYTES name
@@ -65,7 +72,7 @@ gate_starves:
     shr $4, %r11
     sub %r11, %r14
     jae cordon_loader_\name
-    jmp gate_starves
+    jmp starve_\name
 .endm
 PAY_BYTES memmove
 PAY_BYTES memset
@@ -86,11 +93,11 @@ cordon_loader_memmove:
     or %rdi, %rcx
     or %rsi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
+    jnz refuse_memmove
     cmp {TABLE_END}(%r11), %r8
-    jb gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
-    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses
+    jb refuse_memmove
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memmove
+    CHECK_RANGE %r9, %rdx, %rcx, refuse_memmove
     cmp $16, %edx
     jbe 3f
     cmp $32, %edx
@@ -202,6 +209,7 @@ cordon_loader_memmove:
     movdqu %xmm6, %gs:32(%r8d)
     movdqu %xmm7, %gs:48(%r8d)
     jmp 9b
+    STOPS memmove, 0
 
 # void *memset(void *rdi, int esi, size_t rdx)
 .balign 32
@@ -216,10 +224,10 @@ cordon_loader_memset:
     mov %rdx, %rcx
     or %rdi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
+    jnz refuse_memset
     cmp {TABLE_END}(%r11), %r8
-    jb gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
+    jb refuse_memset
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memset
     movzbl %sil, %ecx
     movabs $0x0101010101010101, %r9
     imul %r9, %rcx
@@ -284,6 +292,7 @@ cordon_loader_memset:
     mov %r9, %rax
     xor %edi, %edi
     jmp 9b
+    STOPS memset, 0
 
 # int memcmp(const void *rdi, const void *rsi, size_t rdx)
 .balign 32
@@ -299,9 +308,9 @@ cordon_loader_memcmp:
     or %rdi, %rcx
     or %rsi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
-    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses
+    jnz refuse_memcmp
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memcmp
+    CHECK_RANGE %r9, %rdx, %rcx, refuse_memcmp
     cmp $16, %edx
     jb 4f
 1:
@@ -341,6 +350,7 @@ cordon_loader_memcmp:
 9:
     xor %r11d, %r11d
     ret
+    STOPS memcmp, 0
 
 # size_t strlen(const char *rdi); a string without end runs into an unmapped page.
 .macro STRLEN name, metered
@@ -351,7 +361,7 @@ cordon_loader_memcmp:
     mov %rdi, %r8
     mov %edi, %ecx
     shr $32, %r8
-    jnz gate_refuses
+    jnz refuse_\name
     mov %edi, %r8d
     and $-16, %r8d
     and $15, %ecx
@@ -365,7 +375,7 @@ cordon_loader_memcmp:
 1:
     .if \metered
     sub $1, %r14
-    jb gate_starves
+    jb starve_\name
     .endif
     add $16, %r8d
     movdqa %gs:(%r8d), %xmm1
@@ -380,6 +390,7 @@ cordon_loader_memcmp:
 9:
     xor %r11d, %r11d
     ret
+    STOPS \name, 0
 .endm
 STRLEN strlen, 0
 STRLEN strlen_metered, 1
@@ -413,27 +424,27 @@ STRLEN strlen_metered, 1
 .endm
 
 # rax = rcx elements of 2^\shift bytes, refused from 4 GiB on; the destination rdi is checked. \pointers = rdi | other pointers.
-.macro CHECK_DESTINATION shift, pointers
+.macro CHECK_DESTINATION name, shift, pointers
     shr $32, \pointers
     mov %rcx, %rax
     shr $32-\shift, %rax
     or \pointers, %rax
-    jnz string_gate_refuses
+    jnz refuse_\name
     mov %edi, %r8d
     mov %rcx, %rax
     shl $\shift, %rax
     cmp {TABLE_END}(%r10), %r8
-    jb string_gate_refuses
-    CHECK_RANGE %r8, %rax, %r9, string_gate_refuses
+    jb refuse_\name
+    CHECK_RANGE %r8, %rax, %r9, refuse_\name
 .endm
 
 # Takes the fuel for rcx elements. Changes rax and flags.
-.macro PAY_ELEMENTS metered
+.macro PAY_ELEMENTS name, metered
     .if \metered
     mov %rcx, %rax
     shr $2, %rax
     sub %rax, %r14
-    jb string_gate_starves
+    jb starve_\name
     .endif
 .endm
 
@@ -457,12 +468,12 @@ STRLEN strlen_metered, 1
     STRING_PROLOGUE
     test %rcx, %rcx
     jz 1f
-    PAY_ELEMENTS \metered
+    PAY_ELEMENTS \name, \metered
     mov %rdi, %r9
     or %rsi, %r9
-    CHECK_DESTINATION \shift, %r9
+    CHECK_DESTINATION \name, \shift, %r9
     mov %esi, %r8d
-    CHECK_RANGE %r8, %rax, %r9, string_gate_refuses
+    CHECK_RANGE %r8, %rax, %r9, refuse_\name
     TO_LINEAR %rdi, %edi, %r9
     TO_LINEAR %rsi, %esi, %r8
     STRING_FLAGS
@@ -473,6 +484,7 @@ STRLEN strlen_metered, 1
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
 
 .macro REP_STOS name, shift, letter, metered
@@ -480,9 +492,9 @@ STRLEN strlen_metered, 1
     STRING_PROLOGUE
     test %rcx, %rcx
     jz 1f
-    PAY_ELEMENTS \metered
+    PAY_ELEMENTS \name, \metered
     mov %rdi, %r9
-    CHECK_DESTINATION \shift, %r9
+    CHECK_DESTINATION \name, \shift, %r9
     TO_LINEAR %rdi, %edi, %r9
     STRING_FLAGS
     mov 32(%rsp), %rax
@@ -492,6 +504,7 @@ STRLEN strlen_metered, 1
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
 
 # Comparing and scanning only read, upwards and one element after the other, so they end at the guard above the window at the latest.
@@ -512,7 +525,7 @@ STRLEN strlen_metered, 1
     push %rcx
 .endm
 # \going_on is the branch that is taken, by ZF of the last element, if the instruction would have gone on.
-.macro PAY_COUNT going_on
+.macro PAY_COUNT name, going_on
     lahf
     seto %al
     pop %r9
@@ -524,7 +537,7 @@ STRLEN strlen_metered, 1
     test %rcx, %rcx
     jnz 3f
     test $0x40, %ah
-    \going_on string_gate_starves
+    \going_on starve_\name
 3:
     add %r10, %rcx
     add $0x7f, %al
@@ -538,7 +551,7 @@ STRLEN strlen_metered, 1
     mov %rdi, %rax
     or %rsi, %rax
     shr $32, %rax
-    jnz string_gate_refuses
+    jnz refuse_\name
     TO_LINEAR %rdi, %edi, %r9
     TO_LINEAR %rsi, %esi, %r8
     .if \metered
@@ -549,12 +562,13 @@ STRLEN strlen_metered, 1
     lea (%rdi,%r9), %rdi
     lea (%rsi,%r8), %rsi
     .if \metered
-    PAY_COUNT \going_on
+    PAY_COUNT \name, \going_on
     .endif
     STRING_EPILOGUE
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
 .macro SCAN name, prefix, letter, metered, going_on
     GATE \name
@@ -563,7 +577,7 @@ STRLEN strlen_metered, 1
     jz 1f
     mov %rdi, %rax
     shr $32, %rax
-    jnz string_gate_refuses
+    jnz refuse_\name
     TO_LINEAR %rdi, %edi, %r9
     .if \metered
     LIMIT_COUNT
@@ -574,12 +588,13 @@ STRLEN strlen_metered, 1
     \prefix scas\letter
     lea (%rdi,%r9), %rdi
     .if \metered
-    PAY_COUNT \going_on
+    PAY_COUNT \name, \going_on
     .endif
     STRING_EPILOGUE
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
 
 .macro STRING_GATES size, shift, letter

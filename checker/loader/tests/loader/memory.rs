@@ -84,7 +84,7 @@ fn read_only_memory_is_not_written() {
     let expected = (FaultKind::ReadOnly, Some(FaultAccess::Write), "in the memory table".to_owned());
     assert_eq!(told(&mut w, "put", at + 50), expected);
     let copied = fault(&mut w, "copy", &[Arg::Int(at.into()), Arg::Int(HEAP.into()), Arg::Int(8)]);
-    assert_eq!((copied.kind, copied.gate), (FaultKind::ReadOnly, Some("memmove")));
+    assert_eq!((copied.kind, copied.gate), (FaultKind::ReadOnly, Some("memcpy")));
     w.call("copy", &[Arg::Int(HEAP.into()), Arg::Int(at.into()), Arg::Int(8)]).expect("readable");
     assert_eq!(get(&mut w, at + 50), 0);
 }

@@ -21,6 +21,7 @@ const SOURCE: &str = "
     .globl spin\nspin: jmp spin
     .globl sleep\nsleep: push %rbx; IMPORT 0; pop %rbx; ret
     .globl copy\ncopy: sub $8,%rsp; IMPORT 1; add $8,%rsp; ret
+    .globl byname\nbyname: sub $8,%rsp; mov $16,%ecx; and $MASK,%ecx; call *%gs:T(%rcx); add $8,%rsp; ret
     .globl scan\nscan: push %rbx; mov %rsi,%rcx; xor %eax,%eax; IMPORT 2; pop %rbx; ret
     .globl word\nword: mov %edi,%eax; push %rbp; IMPORT 3; pop %rbp; ret
     .globl back\nback: push %rbx; mov $8*S0,%edi; IMPORT 4; pop %rbx; ret
@@ -123,7 +124,8 @@ fn every_kind_is_reported_with_all_its_fields() {
         ("copy", &[heap, heap, 1 << 33], "gate-range write 8589934592 at 0x200000 = 0x200000, in the heap, gate memcpy, no registers | gate memcpy < copy+12".into()),
         ("copy", &[heap, 0xfff8 + (1 << 50), 8], "gate-range read 8 at 0x400000000fff8 = 0xfff8, gate memcpy, no registers | gate memcpy < copy+12".into()),
         ("copy", &[0x1_0000, heap, 8], "table write 8 at 0x10000 = 0x10000, in the code-pointer table, gate memcpy, no registers | gate memcpy < copy+12".into()),
-        ("copy", &[heap, 0x8000, 8], "null-zone read at 0x8000 = 0x8000, in the null zone, gate memmove, no registers | gate memmove < copy+12".into()),
+        ("copy", &[heap, 0x8000, 8], "null-zone read at 0x8000 = 0x8000, in the null zone, gate memcpy, no registers | gate memcpy < copy+12".into()),
+        ("byname", &[heap, heap + (1 << 40), 8], "gate-range read 8 at 0x10000200000 = 0x200000, gate memmove, no registers | gate memmove < byname+22".into()),
         ("scan", &[u64::from(HEAP_END), 5], "unmapped read at 0x600000 = 0x600000, 1 byte past the end of the heap, gate cordon.repne_scas1, no registers | gate cordon.repne_scas1 < scan+14".into()),
         ("word", &[0xfffe], "null-zone read at 0xfffe = 0xfffe, in the null zone, gate cordon.ldmxcsr, no registers | gate cordon.ldmxcsr < word+11".into()),
     ];
