@@ -3,6 +3,10 @@
 //! `no_std`, no allocation, no unsafe code, no dependency, no recursion. See `SPEC.md` for the property and the numbered rules,
 //! `AUDIT.md` for how to read this crate in one sitting.
 //!
+//! An image may claim [`Mode`]s: that each address is what its registers say (match), that each instruction is paid for (metered), or that
+//! only stores are confined. The checker holds it to what it claims; [`Policy::mode`] is what a host asks for at least. [`Facts`] and [`track`]
+//! are the rules of match mode for one instruction, for whoever inserts its checks.
+//!
 //! ```
 //! use cordon_checker::{Policy, Reject, Rule, Summary, check, note::Note, scratch_len};
 //!
