@@ -13,7 +13,7 @@ use crate::space::{self, MAX_DEPTH};
 use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
-use cordon_checker::{Mode, Policy, check};
+use cordon_checker::{Policy, check};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -33,12 +33,13 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     }
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
-    let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
-    let plans = plans(env, options.mode)?;
-    let text = text(env, &plans, options.mode.metered)?;
+    let env =
+        Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies, mode: options.mode };
+    let plans = plans(env)?;
+    let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
-    image.note = note(env, &plans, &text, options.mode);
+    image.note = note(env, &plans, &text);
     image.symbols = symbols(env, &text);
     (image.map, image.originals) = map(env, &text);
     image.stubs.clone_from(&text.stubs);
@@ -95,12 +96,11 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
     if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
 }
 
-fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
-    let reserved = if mode.metered { count::COUNT_BIT } else { 0 };
+fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
+    let reserved = if env.mode.metered { count::COUNT_BIT } else { 0 };
     let live = liveness::solve(&env.chosen.bodies, reserved);
     let tail_called = instrument::tail_called(&env.chosen.bodies);
-    let planned =
-        |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called, mode));
+    let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called));
     let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();
@@ -119,7 +119,7 @@ fn plans(env: Env<'_>, mode: Mode) -> Result<Vec<Plan>, Refusals> {
 }
 
 /// The bodies' code, and behind it the function that runs the constructors.
-fn text(env: Env<'_>, plans: &[Plan], metered: bool) -> Result<Text, Refusals> {
+fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
     let entries: Vec<(CodeRef, u32)> = env.chosen.bodies.iter().map(|b| (b.entry, entry_node(b))).collect();
     let missing = |at: CodeRef| {
         let place = env.program.place(at.section, at.offset);
@@ -131,7 +131,7 @@ fn text(env: Env<'_>, plans: &[Plan], metered: bool) -> Result<Text, Refusals> {
         Ok(text.nodes[body][entries[body].1 as usize].0)
     };
     let constructors = env.chosen.constructors.iter().map(start).collect::<Result<Vec<u32>, Refusals>>()?;
-    init::append(&mut text, &constructors, metered);
+    init::append(&mut text, &constructors, env.mode.metered);
     Ok(text)
 }
 
@@ -139,7 +139,7 @@ fn entry_node(body: &Body) -> u32 {
     body.node(crate::body::Key { context: crate::body::Context::default(), at: body.entry })
 }
 
-fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
+fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
     let space = env.space;
     let start = |at: &CodeRef| {
         let body = env.bodies[at];
@@ -166,7 +166,7 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
         slots,
         entries,
         imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
-        mode,
+        mode: env.mode,
         forgets: text.forgets.clone(),
         ..NoteSpec::default()
     }

@@ -15,6 +15,10 @@ use cordon_checker::{MemoryOperand, Mode};
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, Register};
 use std::collections::BTreeMap;
 
+/// rax's number.
+const RAX: u8 = 0;
+/// The register with the count of metered text.
+const COUNT: u8 = 14;
 /// `ja`: above the limit, as an unsigned number.
 const ABOVE: Option<u8> = Some(7);
 
@@ -58,6 +62,8 @@ pub fn insert(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode) -> Re
         front: BTreeMap::new(),
         held: Vec::new(),
         busy: [None; 16],
+        floor: 0,
+        reserved: if mode.metered { 1 << COUNT } else { 0 },
     };
     for (i, known) in solved.before.iter().enumerate() {
         inserter.item(i, *known, mode)?;
@@ -86,6 +92,10 @@ struct Inserter<'a> {
     held: Vec<Held>,
     /// Per register: the last item at which inserted code counts on it.
     busy: [Option<usize>; 16],
+    /// No check may move up over here: registers hold other values for a while.
+    floor: usize,
+    /// Registers that inserted code must not write.
+    reserved: u16,
 }
 
 impl Inserter<'_> {
@@ -111,13 +121,17 @@ impl Inserter<'_> {
             self.front(at).checks.extend(check(base, stop)?);
             return Ok(());
         }
+        if let (RAX, Some(memory)) = (base, op.what.memory) {
+            // rax is wanted for the flags, and a report wants to find the address in its register.
+            let own = self.own(i, op, &memory);
+            return self.address_kept(i, op, &memory, own, stop);
+        }
         // The way back into a register may be a load, behind which nothing is known of it; then another round looks again.
-        self.held.clear();
-        let keeping = Keeping::new(self.live[i], named(&mut self.factory, op), 1 << base);
-        let (before, after) = keeping.flags(base)?;
+        self.detour(i);
+        let (before, after) = Keeping::new(self.live[i], named(&mut self.factory, &op.insn) | self.reserved).flags()?;
         let front = &mut self.front(i).checks;
         front.extend(before);
-        front.extend(check(keeping.checked(base), stop)?);
+        front.extend(check(base, stop)?);
         front.extend(after);
         Ok(())
     }
@@ -133,42 +147,73 @@ impl Inserter<'_> {
             return self.through(i, op, held.register, disp);
         }
         let stop = self.stop(i);
-        let taken = named(&mut self.factory, op);
-        // A register that the access itself overwrites serves it, but nothing after it.
-        let overwritten = effect(&mut self.factory, &op.insn).writes;
-        let taken = taken | unreachable(op);
-        if let Some(at) = self.place(i, sum.registers()) {
-            let usable = |r: &Register| self.is_free(*r, at, i);
-            let (first, then) = (free(self.live[i], overwritten | unreachable(op)), free(self.live[i], unreachable(op)));
-            let found = first.chain(then).find(usable);
+        let unreachable = unreachable(op) | self.reserved;
+        let place = self.place(i, sum.registers());
+        if let Some(at) = place {
+            // A register that the access itself overwrites serves it, but nothing after it.
+            let overwritten = effect(&mut self.factory, &op.insn).writes;
+            let first = free(self.live[i], overwritten | unreachable).chain(free(self.live[i], unreachable));
+            let found = { first }.find(|r| self.is_free(*r, at, i));
             if let Some(register) = found {
                 self.busy[register.number()] = Some(i);
                 self.held.retain(|h| h.register != register);
                 self.held.push(Held { register, sum, disp: memory.disp });
-                let front = sum_into(register, &memory)?.into_iter().chain(check(register.number() as u8, stop)?);
-                self.front(at).checks.extend(front);
-                return self.through(i, op, register, 0);
+                return self.address_in(register, at, i, op, &memory, stop);
             }
         }
-        self.address_kept(i, op, &memory, taken, stop)
+        match self.own(i, op, &memory) {
+            Some(register) if place == Some(i) => self.address_in(register, i, i, op, &memory, stop),
+            own => self.address_kept(i, op, &memory, own, stop),
+        }
+    }
+
+    /// The address into `register` and its check, in front of item `at`; the access, item `i`, goes through the register.
+    fn address_in(&mut self, register: Register, at: usize, i: usize, op: &Op, memory: &MemoryOperand, stop: u32) -> Planned<()> {
+        let front = sum_into(register, memory)?.into_iter().chain(check(register.number() as u8, stop)?);
+        self.front(at).checks.extend(front);
+        self.through(i, op, register, 0)
+    }
+
+    /// A register of the address itself that nothing else needs from item `i` on.
+    fn own(&mut self, i: usize, op: &Op, memory: &MemoryOperand) -> Option<Register> {
+        let mut bare = op.insn;
+        bare.set_memory_base(Register::None);
+        bare.set_memory_index(Register::None);
+        let e = effect(&mut self.factory, &bare);
+        let live = self.live.get(i + 1).map_or(u16::MAX, |live| live.registers);
+        let wanted = e.reads.registers | live & !e.kills.registers | unreachable(op) | self.reserved | 1 << RSP;
+        let dies = |r: &u8| wanted >> r & 1 == 0;
+        // The address of the data stack is summed in two steps, the index last.
+        let base = memory.base.filter(|_| memory.base != Some(RSP));
+        let index = memory.index.filter(|_| base.is_some() || memory.base.is_none());
+        index.into_iter().chain(base).find(dies).map(wide)
+    }
+
+    /// Inserted code uses registers in front of item `i` that have values for others.
+    fn detour(&mut self, i: usize) {
+        self.held.clear();
+        self.floor = i + 1;
     }
 
     /// The address in a register that is put back behind the access, or with the flags kept, or both.
-    fn address_kept(&mut self, i: usize, op: &Op, memory: &MemoryOperand, taken: u16, stop: u32) -> Planned<()> {
-        let keeping = Keeping::new(self.live[i], taken, taken);
-        let (register, spill, back) = keeping.scratch()?;
+    fn address_kept(&mut self, i: usize, op: &Op, memory: &MemoryOperand, own: Option<Register>, stop: u32) -> Planned<()> {
+        let taken = named(&mut self.factory, &op.insn) | unreachable(op) | self.reserved;
+        let (register, spill, back) = match own {
+            // rax is wanted for the flags.
+            Some(own) if own.number() as u8 != RAX => (own, Vec::new(), Vec::new()),
+            _ => Keeping::new(self.live[i], taken).scratch()?,
+        };
         let number = register.number() as u8;
         let mut front: Vec<Item> = spill.into_iter().chain(sum_into(register, memory)?).collect();
         if self.live[i].flags == 0 {
             front.extend(check(number, stop)?);
         } else {
-            let keeping = Keeping::new(self.live[i], taken | 1 << number, 1 << number);
-            let (before, after) = keeping.flags(number)?;
+            let (before, after) = Keeping::new(self.live[i], taken | 1 << number).flags()?;
             front.extend(before);
-            front.extend(check(keeping.checked(number), stop)?);
+            front.extend(check(number, stop)?);
             front.extend(after);
         }
-        self.held.clear();
+        self.detour(i);
         self.front(i).checks.extend(front);
         self.front(i + 1).checks.extend(back);
         self.through(i, op, register, 0)
@@ -204,7 +249,7 @@ impl Inserter<'_> {
     fn place(&mut self, i: usize, registers: u16) -> Option<usize> {
         let mut at = i;
         while self.live[at].flags != 0 {
-            if at == 0 || self.joined[at] || !self.passes(at - 1, registers) {
+            if at <= self.floor || self.joined[at] || !self.passes(at - 1, registers) {
                 return None;
             }
             at -= 1;
@@ -254,9 +299,9 @@ pub(super) fn wide(number: u8) -> Register {
     Register::RAX + u32::from(number)
 }
 
-/// Registers that `op` names, in whatever way.
-fn named(factory: &mut InstructionInfoFactory, op: &Op) -> u16 {
-    let used = factory.info(&op.insn).used_registers().iter();
+/// Registers that `insn` names, in whatever way; rsp always.
+fn named(factory: &mut InstructionInfoFactory, insn: &Instruction) -> u16 {
+    let used = factory.info(insn).used_registers().iter();
     used.filter(|u| u.register().is_gpr()).fold(1 << RSP, |set, u| set | 1 << u.register().full_register().number())
 }
 

@@ -8,6 +8,7 @@
 use super::code::{Code, Item, Op};
 use super::known::compared;
 use super::save::Keeping;
+use crate::count::COUNT_BIT;
 use crate::liveness::Live;
 use crate::plan::{Piece, Planned};
 use cordon_checker::Flow;
@@ -40,7 +41,7 @@ struct Meter {
 impl Meter {
     /// A METER where `live` is live.
     fn keeping(live: Live) -> Planned<Meter> {
-        let around = if live.flags == 0 { Default::default() } else { Keeping::new(live, 0, 0).flags(u8::MAX)? };
+        let around = if live.flags == 0 { Default::default() } else { Keeping::new(live, COUNT_BIT).flags()? };
         Ok(Meter { around })
     }
 }

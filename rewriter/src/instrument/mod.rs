@@ -37,8 +37,8 @@ pub fn instrument(
     mut plan: Plan,
     live: &Liveness,
     tail_called: &HashSet<CodeRef>,
-    mode: Mode,
 ) -> Result<Plan, Vec<Diagnostic>> {
+    let mode = env.mode;
     if !mode.matched && !mode.metered {
         return Ok(plan);
     }

@@ -18,7 +18,7 @@ use crate::select::Selection;
 use crate::space::Space;
 use cordon_checker::layout;
 use cordon_checker::policy::Host;
-use cordon_checker::{Policy, describe};
+use cordon_checker::{Mode, Policy, describe};
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
@@ -78,6 +78,7 @@ pub struct Env<'a> {
     pub chosen: &'a Selection,
     pub space: &'a Space,
     pub bodies: &'a HashMap<CodeRef, usize>,
+    pub mode: Mode,
 }
 
 pub(crate) type Planned<T> = Result<T, Reason>;

@@ -2,6 +2,7 @@
 //! That the results behave as the originals do is the fixtures' business.
 
 mod assemble;
+mod matching;
 mod stack;
 mod tables;
 
