@@ -4,6 +4,7 @@
 mod assemble;
 mod matching;
 mod stack;
+mod stray;
 mod tables;
 
 use assemble::{assemble, rewrite};
