@@ -6,7 +6,7 @@
 //! [`Error`], and the window can be used again.
 //!
 //! ```no_run
-//! use cordon_loader::{Arg, Image, Imports, LoadOptions, Window};
+//! use cordon_loader::{Arg, Error, Image, Imports, LoadOptions, Window};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let image = Image::from_bytes(&std::fs::read("filter.cordon")?, &LoadOptions::default())?;
@@ -21,11 +21,29 @@
 //! let packet = [0x45, 0, 0, 20];
 //! match window.call("filter", &[Arg::Bytes(&packet), Arg::Int(packet.len() as u64)]) {
 //!     Ok(verdict) => println!("verdict {verdict}"),
-//!     Err(error) => eprintln!("{error}"), // where the handler was stopped, and why
+//!     // Where the handler was stopped, and why: source line, instruction, address, backtrace, registers.
+//!     Err(Error::Fault(fault)) => eprintln!("{}", fault.report()),
+//!     Err(error) => eprintln!("{error}"),
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Faults and reports
+//!
+//! A call that is stopped gives [`Error::Fault`] with a [`Fault`]: raw facts, cheap to make and to drop, so that a host can end calls by the
+//! thousand. [`Fault::report`] makes a [`Report`] of it, which has names, source lines (if the objects were compiled with `-g`), the original
+//! instruction, the 64-bit address before it was cut to the window, what lies there, and an exact backtrace. It is printed like a compiler's
+//! error, and is a serde value with the feature `serde`. Everything in it that comes from the image but the text itself (names, lines,
+//! original instructions) is the image's word only.
+//!
+//! Images in match mode ([`Mode::matched`]) end with [`FaultKind::StrayAccess`] before an access whose 64-bit address is not the handler's; a host
+//! that wants no others sets [`Policy::mode`] in [`LoadOptions::policy`]. Built-in gates refuse such pointers in every image.
+//!
+//! # Memory of the host
+//!
+//! Arguments are copied ([`Arg::Bytes`]). What is too large for that, or is to be seen by several windows or processes, is a [`Memory`], which
+//! [`Window::share`] maps into a window. With [`Memory::exact`] and [`Arg::Exact`] the first byte past the end is not accessible.
 //!
 //! # What the host must know
 //!
