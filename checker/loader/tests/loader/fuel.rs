@@ -289,3 +289,28 @@ fn r14_is_preserved() {
         assert_eq!(w.call("g", &[]).expect("returns"), 0);
     }
 }
+
+/// Every window of every thread counts alike.
+#[test]
+fn threads_and_the_fast_window_use_the_same_fuel() {
+    crate::in_child("fuel::threads_and_the_fast_window_use_the_same_fuel", || {
+        let built = Builder::new(SOURCE).imports(&["charge", "again"]).metered().build();
+        let image = Image::from_bytes(&built.file, &LoadOptions { fuel: Some(5_000), ..options() }).expect("loads");
+        let run = |mut w: Window| {
+            for n in [10, 999, 1000, 2000] {
+                let done = w.call("count", &[Arg::Int(n)]).is_ok();
+                assert_eq!((done, w.fuel_used()), (2 + 5 * n <= 5000, Some((2 + 5 * n).min(5000))));
+                assert_eq!(
+                    (w.call("again", &[Arg::Int(n)]).is_ok(), w.fuel_used()),
+                    (10 + 5 * n <= 5000, Some((10 + 5 * n).min(5000)))
+                );
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| run(Window::new(&image, &imports()).expect("makes a window"))));
+            }
+            run(Window::new_fast(&image, &imports()).expect("makes the fast window"));
+        });
+    });
+}
