@@ -64,15 +64,15 @@ fn a_call_forgets() {
 #[test]
 fn an_index_is_added_before_the_check() {
     let lines = listing(&made("mov -8(%rdi,%rcx,8),%rax\n ret\n"));
-    assert_eq!(lines[..2], ["lea -8(%rdi, %rcx, 8), %rsi", "cmp $0x7fffffff, %rsi"], "{lines:#?}");
-    assert_eq!(lines[3], "mov %gs:(%esi), %rax");
+    assert_eq!(lines[..2], ["lea -8(%rdi, %rcx, 8), %rdx", "cmp $0x7fffffff, %rdx"], "{lines:#?}");
+    assert_eq!(lines[3], "mov %gs:(%edx), %rax");
 }
 
 #[test]
 fn a_sum_in_a_register_serves_other_displacements() {
     let made = made("mov (%rdi,%rcx,8),%rax\n mov 8(%rdi,%rcx,8),%r8\n add %rax,-8(%rdi,%rcx,8)\n ret\n");
     assert_eq!(checked(&made).len(), 1);
-    assert_eq!(listing(&made)[3..6], ["mov %gs:(%esi), %rax", "mov %gs:8(%esi), %r8", "add %rax, %gs:-8(%esi)"]);
+    assert_eq!(listing(&made)[3..6], ["mov %gs:(%edx), %rax", "mov %gs:8(%edx), %r8", "add %rax, %gs:-8(%edx)"]);
 }
 
 #[test]
@@ -145,6 +145,15 @@ fn a_register_is_kept_on_the_stack_where_none_is_free() {
     let at = position(&lines, "add %rax, %gs:(%");
     assert!(lines[at - 4].starts_with("mov %") && lines[at - 4].contains("(%esp)"), "kept: {lines:#?}");
     assert!(lines[at + 1].starts_with("mov %gs:") && lines[at + 1].contains("(%esp), %"), "put back: {lines:#?}");
+}
+
+#[test]
+fn rdx_is_a_scratch_register_unless_a_caller_reads_it() {
+    let callee = ".type g,@function\ng: mov %rdi,%rdx\n mov (%rdi,%rcx),%rax\n ret\n.size g,.-g\n";
+    let free = made(&format!("call g\n ret\n{callee}"));
+    assert_eq!(checked(&free), ["rdx"]);
+    let read = made(&format!("call g\n add %rdx,%rax\n ret\n{callee}"));
+    assert_ne!(checked(&read), ["rdx"], "the second half of a result");
 }
 
 #[test]
