@@ -193,9 +193,12 @@ fn a_pointer_that_a_loop_moves_is_checked_in_it() {
 
 #[test]
 fn a_check_of_nested_loops_stands_in_front_of_both() {
-    let made = made("xor %esi,%esi\n1: mov $9,%ecx\n2: mov (%rdi),%rax\n dec %rcx\n jne 2b\n dec %rdx\n jne 1b\n ret\n");
+    let made =
+        made("xor %esi,%esi\n1: mov $9,%ecx\n2: add %rcx,%rsi\n mov (%rdi),%rax\n dec %rcx\n jne 2b\n dec %rdx\n jne 1b\n ret\n");
     assert_eq!(checked(&made), ["rdi"]);
     assert_eq!(listing(&made)[1], "cmp $0x7fffffff, %rdi");
+    let place = made.0.parts.stubs[0].place as usize;
+    assert!(made.text()[place..].starts_with(&[0x65, 0x67]), "the stub names the access, not the loop: {place:#x}");
 }
 
 #[test]
