@@ -15,6 +15,8 @@ pub struct NewOff(pub u32);
 #[derive(Clone, Debug, Default)]
 struct Placed {
     bytes: Vec<u8>,
+    /// Has loops that are to be aligned beyond [`ALIGN`].
+    aligned: bool,
     /// Place of a 4-byte field and the function it goes to.
     open: Vec<(usize, CodeRef)>,
     /// Per node: start within `bytes`.
@@ -42,6 +44,10 @@ pub struct Text {
 
 /// Function alignment in bytes.
 const ALIGN: usize = 16;
+/// Alignment of loops that nothing falls into, and of functions with such loops.
+const LOOP_ALIGN: usize = 32;
+/// Bytes of a hint.
+const HINT: u32 = 8;
 /// Most bytes of padding that aligning a loop to 16 may cost.
 const MAX_PADDING: u32 = 10;
 
@@ -54,7 +60,7 @@ pub fn lay_out(plans: &[Plan], entries: &[(CodeRef, u32)]) -> Result<Text, CodeR
     let mut text = Text::default();
     let mut starts: HashMap<CodeRef, usize> = HashMap::new();
     for (body, (entry, node)) in placed.iter().zip(entries) {
-        pad(&mut text.bytes, ALIGN);
+        pad(&mut text.bytes, if body.aligned { LOOP_ALIGN } else { ALIGN });
         let at = text.bytes.len();
         starts.insert(*entry, at + body.nodes[*node as usize] as usize);
         text.bytes.extend_from_slice(&body.bytes);
@@ -129,12 +135,19 @@ fn offsets(pieces: &[Piece], long: &[bool], out: &mut Vec<u32>) {
             }
             Piece::Call(_) | Piece::JumpOut(None, _) => 5,
             Piece::JumpOut(Some(_), _) => 6,
-            Piece::Hint(..) => 8,
+            Piece::Hint(..) => HINT,
             Piece::Stub { .. } => UD2.len() as u32,
             Piece::Align => padding(at),
+            Piece::AlignFree => free_padding(at, pieces.get(out.len())),
         };
     }
     out.push(at);
+}
+
+/// Bytes in front of a loop that nothing falls into, at `at` with `next` between.
+fn free_padding(at: u32, next: Option<&Piece>) -> u32 {
+    let start = at + if let Some(Piece::Hint(..)) = next { HINT } else { 0 };
+    start.next_multiple_of(LOOP_ALIGN as u32) - start
 }
 
 /// Bytes in front of a loop at `at`.
@@ -171,7 +184,8 @@ fn place(plan: &Plan) -> Placed {
             break;
         }
     }
-    let mut placed = Placed { nodes: vec![0; plan.changes.len()], ..Placed::default() };
+    let aligned = pieces.contains(&Piece::AlignFree);
+    let mut placed = Placed { aligned, nodes: vec![0; plan.changes.len()], ..Placed::default() };
     for (i, piece) in pieces.iter().enumerate() {
         emit(&mut placed, piece, &at, i, long[i], &targets);
     }
@@ -216,8 +230,8 @@ fn emit(placed: &mut Placed, piece: &Piece, at: &[u32], i: usize, long: bool, ta
             bytes.extend([0x0f, 0x1f, 0x84, 0xc0]);
             bytes.extend(((depth / 8) | (set << 20)).to_le_bytes());
         }
-        Piece::Align => {
-            let mut rest = padding(at[i]) as usize;
+        Piece::Align | Piece::AlignFree => {
+            let mut rest = (at[i + 1] - at[i]) as usize;
             while rest > 0 {
                 let k = rest.min(NOPS.len());
                 bytes.extend_from_slice(NOPS[k - 1]);

@@ -66,13 +66,13 @@ pub fn insert(code: &mut Code, live: &[Live], matched: bool) -> Planned<()> {
     ways.drop_padding(code, &meters);
     ways.balance(live, &mut meters)?;
     let charges = ways.settle(&meters)?;
-    let mut edits: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
+    let mut edits = ways.align(code, &meters);
     for (at, meter) in meters {
         let charge = charges.charge[&at];
         let mut items = meter.around.0;
         items.extend(unit(code, charge)?);
         items.extend(meter.around.1);
-        edits.insert(at, items);
+        edits.entry(at).or_default().extend(items);
     }
     code.insert(edits);
     Ok(())
@@ -159,6 +159,25 @@ impl Ways {
         Ok(meters)
     }
 
+    /// Loops that nothing falls into are aligned for nothing, and METER makes them longer, so that more would cross a line of the cache.
+    fn align(&self, code: &mut Code, meters: &Meters) -> BTreeMap<usize, Vec<Item>> {
+        let loops: BTreeSet<usize> = self.jump.iter().enumerate().filter_map(|(i, to)| to.filter(|to| *to <= i)).collect();
+        let mut edits: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
+        for (start, at) in self.unreached(code) {
+            if !loops.contains(&at) || !meters.contains_key(&at) || meters.contains_key(&start) && start != at {
+                continue;
+            }
+            let hint = start > 0 && matches!(code.items[start - 1], Item::Piece(Piece::Hint(..)));
+            let first = if hint { start - 1 } else { start };
+            let old = (first.saturating_sub(1)..at).find(|&i| matches!(code.items[i], Item::Piece(Piece::Align)));
+            match old {
+                Some(old) => code.items[old] = Item::Piece(Piece::AlignFree),
+                None => edits.entry(first).or_default().push(Item::Piece(Piece::AlignFree)),
+            }
+        }
+        edits
+    }
+
     /// Only in front of METER nobody has to know how many no-ops an alignment takes; elsewhere it begins no loop.
     fn drop_padding(&mut self, code: &mut Code, meters: &Meters) {
         for i in 0..self.cost.len() {
@@ -229,7 +248,7 @@ impl Ways {
                     found.push((i + 1, behind(&self.empty, i)));
                     start = None;
                 }
-                Item::Piece(Piece::Align) => {}
+                Item::Piece(Piece::Align | Piece::AlignFree) => {}
                 _ if self.empty[i] => {}
                 _ => {
                     if let Some(first) = start.filter(|_| !forward.contains(&i)) {
@@ -360,7 +379,7 @@ fn cost(item: &Item) -> u32 {
         Item::Piece(
             Piece::Node(_) | Piece::Label(_) | Piece::Forget(_) | Piece::Hint(..) | Piece::Stub { .. } | Piece::Bytes(_),
         ) => 0,
-        Item::Piece(Piece::Align) => PADDING,
+        Item::Piece(Piece::Align | Piece::AlignFree) => PADDING,
         Item::Piece(Piece::Jump(..) | Piece::Call(_) | Piece::JumpOut(..)) => 1,
     }
 }

@@ -48,6 +48,8 @@ pub enum Piece {
     Hint(u32, u32),
     /// The next node begins a loop that was aligned: to 16 bytes if that is cheap, else to 8 (what gcc does).
     Align,
+    /// What follows (behind its hint, if it has one) begins a loop that control never falls into: to 32 bytes, which costs no time.
+    AlignFree,
     /// The checker shall keep no facts here but those of these registers (match mode).
     Forget(u16),
     /// A `ud2` that ends the call because of what stands at `place`.
