@@ -59,6 +59,11 @@ pub fn rewrite_in(mode: Mode, body: &str) -> Made {
 
 /// The code and offset of the first reason for refusing this body.
 pub fn refusal(body: &str) -> (&'static str, u64) {
-    let problems = attempt(body, Mode::default()).err().unwrap_or_else(|| panic!("accepted:\n{body}"));
+    refusal_in(Mode::default(), body)
+}
+
+/// As [`refusal`], in a mode.
+pub fn refusal_in(mode: Mode, body: &str) -> (&'static str, u64) {
+    let problems = attempt(body, mode).err().unwrap_or_else(|| panic!("accepted:\n{body}"));
     (problems[0].code, problems[0].place.offset.expect("has a place"))
 }

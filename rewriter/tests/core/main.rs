@@ -3,6 +3,7 @@
 
 mod assemble;
 mod matching;
+mod metering;
 mod stack;
 mod stray;
 mod tables;
