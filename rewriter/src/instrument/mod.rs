@@ -17,6 +17,7 @@ use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Diagnostic;
 use crate::functions::CodeRef;
 use crate::liveness::Liveness;
+use crate::plan::memory::FORCED;
 use crate::plan::{Env, Piece, Plan, Planned, encode};
 use code::{Code, Item, Op};
 use cordon_checker::Mode;
@@ -49,6 +50,7 @@ pub fn instrument(
         .map_err(|bytes| internal(("internal", format!("planned bytes that are no instruction: {bytes:02x?}"))))?;
     if mode.matched {
         matched(&mut code, body, live, mode).map_err(internal)?;
+        tell(&code, &mut plan);
     }
     if mode.metered {
         align_hints(&mut code);
@@ -80,6 +82,21 @@ fn matched(code: &mut Code, body: &Body, nodes: &Liveness, mode: Mode) -> Planne
         }
     }
     Err(("internal", "the checks do not settle".into()))
+}
+
+/// Notes which accesses have a check of their own.
+fn tell(code: &Code, plan: &mut Plan) {
+    let places: HashSet<u32> = code.stops.values().map(|stop| stop.place).collect();
+    let mut node = 0;
+    for item in &code.items {
+        match item {
+            Item::Piece(Piece::Node(n)) => node = *n as usize,
+            Item::Piece(Piece::Label(label)) if places.contains(label) && plan.changes[node] == FORCED => {
+                plan.changes[node] = "memory: its address is checked, then forced into the window";
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Nobody pays for what stands between a hint and METER: alignment goes in front.

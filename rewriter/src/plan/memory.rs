@@ -9,6 +9,9 @@ use crate::select::{GotWord, TRAPS, code_bias, import_name};
 use crate::transfer::{displacement_reloc, immediate_reloc, is_got};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
+/// The change of an ordinary access.
+pub const FORCED: &str = "memory: forced into the window";
+
 impl Planner<'_> {
     /// The value of `symbol + addend`: a window offset, 8 × slot, a label's index or a plain number.
     pub(crate) fn symbol_value(&self, reloc: &Reloc) -> Planned<i64> {
@@ -164,7 +167,7 @@ impl Planner<'_> {
             (base, index, disp) = (scratch.register, Register::None, 0);
             insn.set_memory_index_scale(1);
         } else if self.change.is_empty() {
-            self.note("memory: forced into the window");
+            self.note(FORCED);
         }
         self.set_window(insn, node, base, index, disp)
     }

@@ -38,6 +38,7 @@ fn position(lines: &[String], start: &str) -> usize {
 fn one_check_serves_every_small_displacement_from_an_unchanged_base() {
     let made = made("mov 8(%rdi),%rax\n add %rax,0x7000(%rdi)\n mov %rax,-16(%rdi)\n ret\n");
     assert_eq!(checked(&made), ["rdi"]);
+    assert!(made.step(0).1.contains("checked") && !made.step(1).1.contains("checked"), "and says which access has it");
     assert_eq!(made.text()[..9], [0x48, 0x81, 0xff, 0xff, 0xff, 0xff, 0x7f, 0x77, 0x16], "cmp $0x7fffffff,%rdi; ja");
 }
 
