@@ -167,8 +167,8 @@ impl Planner<'_> {
     /// Copies what may be stack arguments to where a callee looks for them: just above its return address.
     pub(crate) fn copy_arguments(&mut self, id: u32) -> Planned<()> {
         let insn = self.body.nodes[id as usize].insn;
-        let top = self.borrow(id, &insn, &ARGUMENT_REGISTERS);
-        let word = self.borrow(id, &insn, &[&ARGUMENT_REGISTERS[..], &[top.register]].concat());
+        let top = self.borrow(id, &insn, &CALL_REGISTERS);
+        let word = self.borrow(id, &insn, &[&CALL_REGISTERS[..], &[top.register]].concat());
         self.keep(top, 0)?;
         self.keep(word, 1)?;
         let load = ok(encode::load(encode::narrow(top.register), Register::None, self.word()))?;
@@ -184,6 +184,15 @@ impl Planner<'_> {
     }
 }
 
-/// Registers that carry arguments into a call.
-const ARGUMENT_REGISTERS: [Register; 8] =
-    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9, Register::RAX, Register::R10];
+/// Registers that carry arguments into a call, and r11, into which the target of `call *mem` has been loaded.
+const CALL_REGISTERS: [Register; 9] = [
+    Register::RDI,
+    Register::RSI,
+    Register::RDX,
+    Register::RCX,
+    Register::R8,
+    Register::R9,
+    Register::RAX,
+    Register::R10,
+    Register::R11,
+];

@@ -1,6 +1,7 @@
 //! The mirrored stack: DESIGN §4 and the idioms that compilers use on it.
 
 use crate::assemble::{refusal, rewrite};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 
 /// `lea -8(%rsp),%rsp`
 const DOWN: [u8; 5] = [0x48, 0x8d, 0x64, 0x24, 0xf8];
@@ -120,4 +121,19 @@ fn scratch_register_is_never_one_that_a_caller_keeps_across_the_call() {
     let bytes = made.step(push).0;
     // mov %gs:(%edi),%rax: rax is overwritten anyway and the only register nobody waits for.
     assert_eq!(bytes[..5], [0x65, 0x67, 0x48, 0x8b, 0x07], "{bytes:x?}");
+}
+
+#[test]
+fn the_target_of_a_call_after_alloca_survives_the_copying_of_stack_arguments() {
+    let made = rewrite(
+        "push %rbp\n mov %rsp,%rbp\n push %rbx\n sub $8,%rsp\n mov %rdi,%rbx\n sub %rsi,%rsp\n sub $16,%rsp\n mov %rdx,(%rsp)\n\
+         mov %rcx,8(%rsp)\n call *(%rbx)\n lea -8(%rbp),%rsp\n pop %rbx\n pop %rbp\n ret\n",
+    );
+    // What runs after alloca is laid out behind the rest.
+    let (call, change) = made.step(12);
+    assert_eq!(change, "through the table of checked functions");
+    let loads = Decoder::with_ip(64, call, 0, DecoderOptions::NONE).into_iter().filter(|insn| insn.mnemonic() == Mnemonic::Mov);
+    let written =
+        loads.filter(|insn| insn.op0_kind() == OpKind::Register && insn.op0_register().full_register() == Register::R11);
+    assert_eq!(written.count(), 1, "r11 holds the target from its load to the call: {call:x?}");
 }
