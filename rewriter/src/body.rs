@@ -382,6 +382,10 @@ impl<'a> Discovery<'a> {
                 Ok(to) => Flow::Branch(to, self.checked_next(next, state)?),
                 Err(out) => Flow::BranchOut(out, next),
             }),
+            FlowControl::Call if insn.code() == Code::Syscall => match self.functions.syscall() {
+                Some(gate) => self.call_out(Outside::Function(gate), next, state),
+                None => Err(("privileged-instruction", format!("`{insn}` is not for handlers (for whole programs there is --syscalls)"))),
+            },
             FlowControl::Call => self.call(key, next, insn, state),
             FlowControl::IndirectCall => {
                 if let Some(out) = self.through_got(key, insn) {
@@ -498,6 +502,8 @@ impl<'a> Discovery<'a> {
             Outside::Symbol(reloc) => (!is_noreturn_name(&self.program.symbol(reloc.symbol).name), u16::MAX),
         };
         transfer::clobber_by_call(state, clobbers);
+        // A call with nothing behind it was not meant to return, whatever is known of its callee (`_start`).
+        let returns = returns && next.at.offset < self.program.section(next.at.section).data.len() as u64;
         Ok(Flow::Call(out, returns.then_some(next)))
     }
 

@@ -5,7 +5,7 @@
 //! do, `merge` numbers everything. `classify` and `fields` are their tables.
 //!
 //! Differences from `ld`, all on purpose: archives behave as between `--start-group` and `--end-group`; mergeable sections are not
-//! merged; `.fini_array` and `.dtors` are dropped, because a handler never exits; unwind tables, notes and comments are dropped;
+//! merged; `.dtors` and `.fini` are dropped (and `.fini_array` is used by whole programs only), because a handler never exits; unwind tables, notes and comments are dropped;
 //! hidden symbols are global within the image; `__cordon_*` and `cordon.*` are reserved; malformed input that `ld` lets pass
 //! (overlapping sections or relocations, say) is refused.
 
