@@ -384,7 +384,10 @@ impl<'a> Discovery<'a> {
             }),
             FlowControl::Call if insn.code() == Code::Syscall => match self.functions.syscall() {
                 Some(gate) => self.call_out(Outside::Function(gate), next, state),
-                None => Err(("privileged-instruction", format!("`{insn}` is not for handlers (for whole programs there is --syscalls)"))),
+                None => Err((
+                    "privileged-instruction",
+                    format!("`{insn}` is not for handlers (for whole programs there is --syscalls)"),
+                )),
             },
             FlowControl::Call => self.call(key, next, insn, state),
             FlowControl::IndirectCall => {

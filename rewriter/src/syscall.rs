@@ -9,7 +9,9 @@ use crate::body::Body;
 use crate::diag::Reason;
 use crate::elf;
 use crate::plan::encode;
-use crate::program::{Definition, ObjectId, ObjectInfo, Program, Reloc, Section, SectionId, SectionKind, Symbol, SymbolId, SymbolKind};
+use crate::program::{
+    Definition, ObjectId, ObjectInfo, Program, Reloc, Section, SectionId, SectionKind, Symbol, SymbolId, SymbolKind,
+};
 use iced_x86::{Code, IcedError, Instruction, InstructionInfoFactory, MemoryOperand, Register};
 
 /// The import behind every system call. rdi = window offset of seven words: the call's number and its six arguments; rsi = window offset of the
@@ -96,7 +98,10 @@ pub fn keeps_all(body: &Body) -> Result<(), Reason> {
         });
         if let Some(register) = lost {
             let register = format!("{register:?}").to_lowercase();
-            return Err(("unsupported-instruction", format!("`syscall` in a function that uses {register}, which it would not keep")));
+            return Err((
+                "unsupported-instruction",
+                format!("`syscall` in a function that uses {register}, which it would not keep"),
+            ));
         }
     }
     Ok(())

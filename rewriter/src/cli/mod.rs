@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod disasm;
+mod host;
 mod inspect;
 mod originals;
 mod outcome;
@@ -36,6 +37,7 @@ Exit codes:
   2  usage: wrong arguments, or a file that cannot be read or written
   3  internal error of cordon (please report it)
   4  the handler was stopped (fault, stray access, limit)
+cordon run of a whole program that ended by itself: its own status, or 128 + n for signal n.
 
 With --format json every command prints exactly one JSON object on standard output. A failure has `error` with `code`,
 `message` and the fields that the text form shows, and `errors` with all of them.";
