@@ -5,7 +5,8 @@
 //! meanwhile lie at the virtual stack pointer and are copied to where the callee looks for them.
 
 use crate::body::{Body, Flow, Node};
-use crate::plan::{Borrowed, K, Planned, Planner, encode, ok};
+use crate::plan::branch::copy_memory;
+use crate::plan::{Borrow, Borrowed, K, Planned, Planner, encode, ok};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Bytes of frame that a function with `alloca` needs below its static frame: the saved word and room for stack arguments, keeping rsp's
@@ -57,6 +58,7 @@ impl Planner<'_> {
             Mnemonic::Sub if insn.op1_kind() == OpKind::Register => {
                 Instruction::with2(Code::Sub_rm64_r64, place, insn.op1_register())
             }
+            Mnemonic::Sub if insn.op1_kind() == OpKind::Memory => return self.allocate_from_memory(id, node, scratch),
             Mnemonic::Sub => Instruction::with2(Code::Sub_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32),
             Mnemonic::Add if insn.op1_kind() != OpKind::Register => {
                 Instruction::with2(Code::Add_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32)
@@ -67,6 +69,24 @@ impl Planner<'_> {
         let bytes = ok(change.and_then(|i| encode::encode(&i)))?;
         self.bytes(bytes);
         Ok(())
+    }
+
+    /// `sub mem,%rsp`: the size of what is allocated lies in memory.
+    fn allocate_from_memory(&mut self, id: u32, node: &Node, scratch: Borrowed) -> Planned<()> {
+        let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, scratch.register, encode::window(Register::None, 0)))?;
+        copy_memory(&node.insn, &mut load);
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut load, &mut borrow)?;
+        if node.insn.memory_base() == Register::RSP || !borrow.0.is_empty() {
+            return Err(("unknown-stack-pointer", format!("`{}` takes a size out of the frame that it changes", node.insn)));
+        }
+        let place = encode::window(Register::None, self.word());
+        let size = ok(encode::encode(&load))?;
+        let change = ok(Instruction::with2(Code::Sub_rm64_r64, place, scratch.register).and_then(|i| encode::encode(&i)))?;
+        self.keep(scratch, 0)?;
+        self.bytes(size);
+        self.bytes(change);
+        self.give_back(scratch, 0)
     }
 
     /// From here on rsp is virtual: keeps the caller's arena word in the frame.

@@ -251,7 +251,9 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
             }
             Value::Stack(-state.depth + if insn.mnemonic() == Mnemonic::Add { by } else { -by })
         }
-        Mnemonic::Sub if insn.op0_register() == Register::RSP && by_register => return begin_dynamic(ctx, state),
+        Mnemonic::Sub if insn.op0_register() == Register::RSP && (by_register || insn.op1_kind() == OpKind::Memory) => {
+            return begin_dynamic(ctx, state);
+        }
         Mnemonic::Mov if insn.op0_register() == Register::RSP && by_register => match state.register(insn.op1_register()) {
             Value::Below(origin) => {
                 ctx.arena_base(origin);

@@ -7,17 +7,21 @@ use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
 const NANOSECONDS: u64 = 1_000_000_000;
+/// How long after the limit a wait ends at the latest: the loader notices an overrun within half the limit or 20 ms, and must have done so
+/// before a program could see its wait cut short.
+const GRACE: Duration = Duration::from_millis(25);
 
 /// Begins with the program.
 #[derive(Debug)]
 pub struct Clock {
     start: Instant,
+    /// When waits end, from the start.
     limit: Option<Duration>,
 }
 
 impl Clock {
     pub fn new(limit: Option<Duration>) -> Clock {
-        Clock { start: Instant::now(), limit }
+        Clock { start: Instant::now(), limit: limit.map(|limit| limit + GRACE.min(limit / 2 + Duration::from_millis(2))) }
     }
 
     /// Time until the program is stopped, `None` for ever.

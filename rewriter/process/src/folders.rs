@@ -102,7 +102,7 @@ fn as_path(bytes: &[u8]) -> &Path {
 fn beneath(folder: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     loop {
         // EAGAIN: something was renamed meanwhile, so that the kernel could not be sure of `..`.
-        match openat2(folder, as_path(path), flags | OFlags::CLOEXEC | OFlags::NOCTTY, mode, BENEATH) {
+        match openat2(folder, as_path(path), flags | OFlags::CLOEXEC, mode, BENEATH) {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(Errno::XDEV) => return Err(Errno::ACCESS),
             result => return result,

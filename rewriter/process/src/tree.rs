@@ -78,7 +78,7 @@ impl Tree<'_> {
         let access = [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR][(flags & 3) as usize];
         let mode = if wanted.contains(OFlags::CREATE) { self.mode(mode) } else { Mode::empty() };
         // What may block or act on being opened (a FIFO, a device) is closed again at once.
-        let file = place.open(access | wanted | OFlags::NONBLOCK, mode)?;
+        let file = place.open(access | wanted | OFlags::NONBLOCK | OFlags::NOCTTY, mode)?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
         let is_folder = match kind {
             FileType::Directory => true,

@@ -1,5 +1,6 @@
 //! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
 
+mod cc;
 mod check;
 mod demo;
 mod disasm;
@@ -22,8 +23,9 @@ const LONG_ABOUT: &str = "\
 Runs untrusted native x86-64 code inside a fence that is proved before the code runs.
 
   cordon rewrite   turns ordinary ELF objects and archives into a sealed image (untrusted, clever)
+  cordon cc        compiles a whole C program and turns it into an image
   cordon check     reads the final bytes of an image once and says yes or no (trusted, dull)
-  cordon run       checks an image, gives it a window of memory and calls an entry
+  cordon run       checks an image, gives it a window of memory and calls an entry, or hosts a whole program
   cordon inspect   shows original and rewritten code side by side
   cordon demo      compiles handlers, fences them, runs them over 100,000 packets, compares with native
 
@@ -52,6 +54,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Rewrite(rewrite::Args),
+    Cc(cc::Args),
     Check(check::Args),
     Run(run::Args),
     Inspect(inspect::Args),
@@ -72,6 +75,7 @@ impl Command {
     fn format(&self) -> Format {
         match self {
             Command::Rewrite(args) => args.format,
+            Command::Cc(args) => args.format(),
             Command::Check(args) => args.format,
             Command::Run(args) => args.format,
             Command::Inspect(args) => args.format,
@@ -82,6 +86,7 @@ impl Command {
     fn execute(&self) -> Result<Report, Failure> {
         match self {
             Command::Rewrite(args) => rewrite::execute(args),
+            Command::Cc(args) => cc::execute(args),
             Command::Check(args) => check::execute(args),
             Command::Run(args) => run::execute(args),
             Command::Inspect(args) => inspect::execute(args),

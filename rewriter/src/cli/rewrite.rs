@@ -124,8 +124,12 @@ impl Link {
 /// Runs the subcommand.
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     refuse_output_over_input(args)?;
-    let inputs = read_inputs(&args.inputs)?;
-    let rewritten = on_threads(args.threads, || rewrite(&inputs, &args.link.options()))?;
+    link(args, &read_inputs(&args.inputs)?)
+}
+
+/// Rewrites `inputs` and writes the image.
+pub fn link(args: &Args, inputs: &[Input]) -> Result<Report, Failure> {
+    let rewritten = on_threads(args.threads, || rewrite(inputs, &args.link.options()))?;
     write_atomically(&args.output, &rewritten.image)?;
     Ok(summary(args, &rewritten))
 }
