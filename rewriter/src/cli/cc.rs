@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Compiled and linked in front of the C library.
+const SUPPORT: &str = include_str!("support.c");
 /// Where Debian's musl-dev puts headers and libraries.
 const INCLUDE: &str = "/usr/include/x86_64-linux-musl";
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-musl";
@@ -170,6 +172,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
         };
         inputs.extend(rewrite::read_inputs(&[path])?);
     }
+    inputs.push(compiler.support(folder.path())?);
     let mut last = vec![libraries.join("libc.a")];
     last.extend(compiler.support_library());
     inputs.extend(rewrite::read_inputs(&last)?);
@@ -215,6 +218,15 @@ impl Compiler<'_> {
     /// Arithmetic that the compiler calls functions for; not every compiler has it as a file.
     fn support_library(&self) -> Option<PathBuf> {
         self.ask("-print-libgcc-file-name").ok().filter(|path| path.exists())
+    }
+
+    /// [`SUPPORT`] as an object, compiled without the user's options.
+    fn support(&self, folder: &Path) -> Result<Input, Failure> {
+        let (source, object) = (folder.join("support.c"), folder.join("support.o"));
+        std::fs::write(&source, SUPPORT).map_err(|e| Failure::file(&source, "write", &e))?;
+        let plain = [OsString::from("-O2"), OsString::from("-w")];
+        Compiler { options: &plain, ..*self }.compile(&source, &object)?;
+        Ok(Input { name: "cordon cc".into(), bytes: rewrite::read_file(&object)? })
     }
 
     fn compile(&self, source: &Path, object: &Path) -> Result<(), Failure> {

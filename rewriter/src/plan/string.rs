@@ -202,7 +202,7 @@ fn accumulator(size: u32) -> Register {
 }
 
 /// The low part of `register` with `size` bytes.
-fn sized(register: Register, size: u32) -> Register {
+pub(super) fn sized(register: Register, size: u32) -> Register {
     let number = register.number() as u32;
     match size {
         // Numbers 4..8 mean spl..dil here, which iced lists after the high-byte registers.
