@@ -83,8 +83,9 @@ impl Clock {
         Ok(now)
     }
 
-    /// Sleeps for the time at `request`, or until clock `id` shows it if `absolute`; at most for what is left (`EINTR` then).
-    pub fn sleep(&self, guest: &mut Guest<'_, '_>, id: u64, absolute: bool, request: u64, remain: u64) -> Answer {
+    /// Sleeps for the time at `request`, or until clock `id` shows it if `absolute`; at most for what is left (`EINTR` then,
+    /// which ends the call).
+    pub fn sleep(&self, guest: &Guest<'_, '_>, id: u64, absolute: bool, request: u64) -> Answer {
         let [seconds, nanoseconds] = guest.words(request)?;
         if nanoseconds >= NANOSECONDS || seconds > i64::MAX.cast_unsigned() {
             return Err(Errno::INVAL);
@@ -95,10 +96,6 @@ impl Clock {
         std::thread::sleep(possible);
         if possible == wanted {
             return Ok(0);
-        }
-        if remain != 0 && !absolute {
-            let left = wanted - possible;
-            guest.write_words(remain, &[left.as_secs(), left.subsec_nanos().into()])?;
         }
         Err(Errno::INTR)
     }

@@ -131,7 +131,7 @@ impl Handle {
         if self.writable && !self.folder { Ok(()) } else { Err(Errno::BADF) }
     }
 
-    /// Waits until a stream is ready, at most until the call's time is over (`EINTR`).
+    /// Waits until a stream is ready, at most until the call's time is over (`EINTR`, which ends the call).
     fn wait(&self, clock: &Clock, flags: PollFlags) -> Result<(), Errno> {
         while self.stream {
             let mut fds = [PollFd::new(&self.file, flags)];

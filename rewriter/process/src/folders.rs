@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// No way out of the folder: neither `..` nor a symbolic link nor a magic link of `/proc`.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
+/// Type of the file system `/proc` (`linux/magic.h`).
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
 /// A folder of the host that the program may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folder {
@@ -105,6 +108,8 @@ fn beneath(folder: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Re
         match openat2(folder, as_path(path), flags | OFlags::CLOEXEC, mode, BENEATH) {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(Errno::XDEV) => return Err(Errno::ACCESS),
+            // There the host's own memory is a file, wherever it is mounted.
+            Ok(file) if rustix::fs::fstatfs(&file)?.f_type == PROC_SUPER_MAGIC => return Err(Errno::ACCESS),
             result => return result,
         }
     }
@@ -213,5 +218,9 @@ mod tests {
         std::fs::write(top.path().join("file"), "f").expect("written");
         assert!(Folders::open(&[folder(top.path().join("file"), false)]).is_err());
         assert!(Folders::open(&[folder(top.path().join("none"), false)]).is_err());
+        assert!(Folders::open(&[folder("/proc", false)]).is_err());
+        let all = Folders::open(&[folder("/", false)]).expect("opened");
+        let open = |path: &[u8]| all.find(path)?.open(OFlags::RDONLY, Mode::empty()).map(|_| ());
+        assert_eq!((open(b"/proc/self/mem"), open(b"/proc"), open(b"/")), (Err(Errno::ACCESS), Err(Errno::ACCESS), Ok(())));
     }
 }

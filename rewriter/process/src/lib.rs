@@ -5,7 +5,8 @@
 //!
 //! * **memory**: `brk` and anonymous mappings within the window's heap region; private mappings of files are copies; protections are accepted
 //!   and not enforced, because the whole heap is readable and writable;
-//! * **files**: the three standard streams, and what lies below the folders of [`Settings::folders`], which are the program's whole file system;
+//! * **files**: the three standard streams, and the regular files and folders below [`Settings::folders`], which are the program's whole file
+//!   system; never anything of `/proc`, where the host's memory is a file;
 //! * **time**: clocks (monotonic time begins with the program), sleep;
 //! * **randomness**, neutral answers to `uname`, user and process numbers, limits;
 //! * **signals**: actions are remembered; a program that sends itself a signal ends by it, or its handler is called at once. None ever comes from

@@ -151,6 +151,11 @@ fn system_call(process: &Mutex<Process>, call: &mut CallContext<'_>, words: u64,
     // Not locked while a handler runs: it makes calls of its own.
     let outcome = lock(process).call(&mut guest, number, arguments, thread_pointer);
     match outcome {
+        Outcome::Answer(Err(Errno::INTR)) => {
+            // Only waits that met the time limit give this. The loader says so where it has noticed; this is for when it has not yet.
+            call.stop("the time limit ended a wait");
+            0
+        }
         Outcome::Answer(answer) => answer.unwrap_or_else(error),
         Outcome::Handler(handler, signal) => match call.call_back(handler, [i64::from(signal).cast_unsigned(), 0, 0, 0, 0, 0]) {
             Ok(_) => 0,
@@ -232,8 +237,8 @@ impl Process {
             n::CLOCK_GETRES => self.clock.resolution(guest, a, b),
             n::GETTIMEOFDAY => self.clock.time_of_day(guest, a, b),
             n::TIME => self.clock.seconds(guest, a),
-            n::NANOSLEEP => self.clock.sleep(guest, 1, false, a, b),
-            n::CLOCK_NANOSLEEP => self.clock.sleep(guest, a, b & TIMER_ABSTIME != 0, c, d),
+            n::NANOSLEEP => self.clock.sleep(guest, 1, false, a),
+            n::CLOCK_NANOSLEEP => self.clock.sleep(guest, a, b & TIMER_ABSTIME != 0, c),
             n::RT_SIGACTION => self.signals.action(guest, descriptor(a), b, c),
             n::RT_SIGPROCMASK => blocked(guest, c, d),
             n::GETRANDOM => random(guest, a, b),

@@ -43,7 +43,8 @@ pub struct MergeOptions {
 /// Reads `inputs` and resolves their references to each other.
 ///
 /// The objects of the program are in the order in which they came to take part: inputs in order, then archive members as they
-/// were pulled. Sections follow their objects, except that all of kind `InitArray` come last, in run order.
+/// were pulled. Sections follow their objects, except that all of kind `InitArray` come last, in run order, and
+/// those of kind `FiniArray` behind them.
 ///
 /// Undefined symbols are not errors here: code that nothing reaches may name them.
 ///
