@@ -157,7 +157,7 @@ impl Planner<'_> {
         let top = ok(encode::load(encode::narrow(scratch.register), Register::None, self.word()))?;
         let store = match insn.op0_kind() {
             OpKind::Register => ok(encode::store(insn.op0_register(), scratch.register, 0))?,
-            OpKind::Memory => return Err(("unsupported-instruction", format!("`{insn}` after alloca"))),
+            OpKind::Memory => return self.push_from_memory(id, node, scratch),
             _ => {
                 let value = self.pushed_immediate(node)?;
                 let place = encode::window(scratch.register, 0);
@@ -167,6 +167,30 @@ impl Planner<'_> {
         self.bytes(top);
         self.bytes(store);
         self.give_back(scratch, 1)
+    }
+
+    /// The rest of `push mem`: rsp has moved, `top` is kept already.
+    fn push_from_memory(&mut self, id: u32, node: &Node, top: Borrowed) -> Planned<()> {
+        let insn = &node.insn;
+        let value = self.borrow(id, insn, &[top.register]);
+        let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, value.register, encode::window(Register::None, 0)))?;
+        copy_memory(insn, &mut load);
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut load, &mut borrow)?;
+        if insn.memory_base() == Register::RSP || !borrow.0.is_empty() {
+            return Err(("unsupported-instruction", format!("`{insn}` after alloca")));
+        }
+        self.keep(value, 2)?;
+        for code in [
+            encode::encode(&load),
+            encode::load(encode::narrow(top.register), Register::None, self.word()),
+            encode::store(value.register, top.register, 0),
+        ] {
+            let code = ok(code)?;
+            self.bytes(code);
+        }
+        self.give_back(value, 2)?;
+        self.give_back(top, 1)
     }
 
     /// Puts the caller's arena word back, if rsp is virtual at `node`. Leaves flags alone; rsp is still at the dynamic depth.

@@ -133,16 +133,18 @@ impl Handle {
 
     /// Waits until a stream is ready, at most until the call's time is over (`EINTR`, which ends the call).
     fn wait(&self, clock: &Clock, flags: PollFlags) -> Result<(), Errno> {
-        while self.stream {
+        if !self.stream {
+            return Ok(());
+        }
+        loop {
             let mut fds = [PollFd::new(&self.file, flags)];
             match poll(&mut fds, clock.left().as_ref()) {
                 Ok(0) => return Err(Errno::INTR),
-                Ok(_) => break,
+                Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     /// Reads at most `len` bytes to `to`, at `offset` if there is one.

@@ -48,6 +48,28 @@ fn the_size_of_an_allocation_may_lie_in_memory() {
     );
     let code = refusal("push %rbp\n mov %rsp,%rbp\n sub $16,%rsp\n mov %rdi,(%rsp)\n sub (%rsp),%rsp\n leave\n ret\n").0;
     assert_eq!(code, "unknown-stack-pointer");
+    // And what is pushed after it.
+    rewrite(
+        "push %rbp\n mov %rsp,%rbp\n sub %rdi,%rsp\n push 16(%rbp)\n call g\n leave\n ret\n.type g,@function\ng: mov 8(%rsp),%rax\n ret\n.size g,.-g\n",
+    );
+    let code = refusal("push %rbp\n mov %rsp,%rbp\n sub %rdi,%rsp\n push 8(%rsp)\n leave\n ret\n").0;
+    assert_eq!(code, "unsupported-instruction");
+}
+
+#[test]
+fn what_counts_from_a_copy_of_the_stack_pointer_before_an_allocation_is_refused() {
+    // clang: the copy minus the size is what was allocated. With a constant it can only mean the frame.
+    let body = |access: &str| {
+        format!(
+            "push %rbp\n mov %rsp,%rbp\n push %rbx\n push %rax\n mov %rsp,%rbx\n mov %rbx,%rcx\n sub %rdi,%rcx\n mov %rcx,%rsp\n neg %rdi\n {access}\n lea -8(%rbp),%rsp\n pop %rbx\n pop %rbp\n ret\n"
+        )
+    };
+    for wrong in ["movb $1,20(%rbx,%rdi)", "lea 1(%rdi,%rbx),%rax", "mov %rbx,%rdx\n add %rdi,%rdx", "sub %rbx,%rdi"] {
+        assert_eq!(refusal(&body(wrong)).0, "unknown-stack-pointer", "{wrong}");
+    }
+    for right in ["movb $1,(%rbx)", "lea 8(%rbx),%rax", "movb $1,-16(%rbp,%rdi)", "movb $1,(%rcx,%rdi)", "mov %rbx,%rdx"] {
+        rewrite(&body(right));
+    }
 }
 
 #[test]

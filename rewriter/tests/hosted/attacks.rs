@@ -55,3 +55,36 @@ fn no_system_call_leads_out_of_the_window_or_the_folder() {
     assert_eq!(std::fs::read(desk.path("secret")).expect("there"), b"secret");
     assert_eq!(std::fs::read_dir(desk.path("in")).expect("readable").count(), 6);
 }
+
+#[test]
+fn random_system_calls_harm_nothing() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("in")).expect("made");
+    desk.write("secret", "secret");
+    desk.image("noise", &["noise.c"], &["-O2"]);
+    for seed in 1..=8 {
+        let words = [
+            "run",
+            "noise.img",
+            "--time-limit",
+            "60s",
+            "--dir",
+            "in:rw",
+            "--",
+            "2000",
+            &format!("{}", seed * 0x9e37_79b9_u64),
+            "in",
+        ];
+        let output = feed(&mut desk.cordon(&words), "some input\n");
+        assert_eq!(
+            (text(&output.stdout), output.status.code()),
+            ("1\n".into(), Some(0)),
+            "seed {seed}: {}",
+            text(&output.stderr)
+        );
+        let mut names: Vec<_> =
+            std::fs::read_dir(desk.0.path()).expect("readable").map(|e| e.expect("an entry").file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["in", "noise.img", "secret"], "seed {seed}");
+    }
+}

@@ -164,3 +164,25 @@ fn system_calls_are_refused_without_the_option() {
         assert_eq!(code(&["rewrite", object, "--syscalls"]), (Some(1), Some("unsupported-instruction".into())), "{object}");
     }
 }
+
+#[test]
+fn what_is_allocated_on_the_stack_is_right_or_refused() {
+    let desk = Desk::new();
+    desk.native("allocation", &["allocation.c"], &["-O2"]);
+    let mut done = 0;
+    for compiler in ["gcc", "clang-19"] {
+        for level in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
+            let words = ["cc", "-w", "--cc", compiler, level, "-o", "allocation.img", "--format", "json"];
+            let output = feed(desk.cordon(&words).arg(crate::source("allocation.c")), "");
+            if output.status.success() {
+                assert_eq!(both(&desk, "allocation", &["x", "y"], "").0, 0, "{compiler} {level}");
+                done += 1;
+            } else {
+                let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an object");
+                assert_eq!(json["error"]["code"], "unknown-stack-pointer", "{compiler} {level}: {json}");
+            }
+        }
+    }
+    // clang with optimisation addresses it from a copy of the old stack pointer.
+    assert!(done >= 6, "only {done} of ten");
+}
