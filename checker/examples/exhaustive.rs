@@ -8,6 +8,7 @@ mod heads;
 mod oracle;
 
 use cordon_checker::policy::Host;
+use cordon_checker::{Mode, Protect};
 use heads::Head;
 use oracle::{Oracle, Tally};
 use std::process::ExitCode;
@@ -15,14 +16,14 @@ use std::process::ExitCode;
 /// Byte that stands for immediates and displacements: positive as a displacement, a multiple of 8, a valid register operand.
 const FILL: u8 = 0x10;
 
-fn run(heads: &[Head], fill: u8) -> Tally {
+fn run(heads: &[Head], fill: u8, mode: Mode) -> Tally {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut total = Tally::default();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
-                    let mut oracle = Oracle::new(Host::User);
+                    let mut oracle = Oracle::new(Host::User, mode);
                     let mut tally = Tally::default();
                     for head in heads.iter().skip(worker).step_by(threads) {
                         heads::sweep(&mut oracle, head, fill, &mut tally);
@@ -46,13 +47,15 @@ fn two_byte_heads() -> Vec<Head> {
 
 fn main() -> ExitCode {
     let mut differences = 0;
-    for (name, heads, fill) in [
-        ("legacy", heads::legacy_heads(), FILL),
-        ("0F map, zero immediates", two_byte_heads(), 0),
-        ("VEX", heads::vex_heads(), FILL),
+    let (sandbox, stores) = (Mode::default(), Mode { protect: Protect::Stores, ..Mode::default() });
+    for (name, heads, fill, mode) in [
+        ("legacy", heads::legacy_heads(), FILL, sandbox),
+        ("0F map, zero immediates", two_byte_heads(), 0, sandbox),
+        ("VEX", heads::vex_heads(), FILL, sandbox),
+        ("loads left alone", heads::load_heads(), FILL, stores),
     ] {
         let started = std::time::Instant::now();
-        let tally = run(&heads, fill);
+        let tally = run(&heads, fill, mode);
         let seconds = started.elapsed().as_secs();
         println!("{name}: {} tried, {} accepted, {} differences, {seconds} s", tally.tried, tally.accepted, tally.differences);
         for example in &tally.examples {

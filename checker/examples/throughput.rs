@@ -2,8 +2,10 @@
 //!
 //! `cargo run --release -p cordon-checker --example throughput`
 
+use cordon_checker::layout::SET_SLOTS;
+use cordon_checker::note::NoteSpec;
 use cordon_checker::policy::Host;
-use cordon_checker::{Flow, Policy, check, describe, sample, scratch_len};
+use cordon_checker::{Flow, Mode, Policy, Protect, check, describe, sample, scratch_len};
 use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use std::time::Instant;
 
@@ -64,7 +66,7 @@ fn accepted_text(code: &[u8], length: usize) -> Vec<u8> {
             let next = matches!(description.flow, Flow::Next | Flow::Conditional(_) | Flow::Jump(_) | Flow::Call(_));
             let depth = match instruction.mnemonic() {
                 Mnemonic::Call if pushed != 0 => continue,
-                Mnemonic::Push if pushed < 40 => pushed + 1,
+                Mnemonic::Push if pushed < SET_SLOTS as usize => pushed + 1,
                 Mnemonic::Pop if pushed > 0 => pushed - 1,
                 Mnemonic::Push | Mnemonic::Pop => continue,
                 _ if description.gpr_writes & 1 << 4 != 0 => continue,
@@ -95,14 +97,22 @@ fn main() {
         text_of(&file).expect("an ELF file with .text"),
         std::env::args().nth(2).map_or(8 << 20, |s| s.parse().expect("bytes")),
     );
-    let spec = sample::user();
+    // Text of a mode has a walk of its own.
+    for (name, mode) in [("sandbox", Mode::default()), ("stores only", Mode { protect: Protect::Stores, ..Mode::default() })] {
+        print!("{name}: ");
+        measure(&text, mode);
+    }
+}
+
+fn measure(text: &[u8], mode: Mode) {
+    let (spec, policy) = (NoteSpec { mode, ..sample::user() }, Policy { mode, ..Policy::USER });
     let mut scratch = vec![0_u64; scratch_len(text.len())];
     let epoch = Instant::now();
     let mut best = f64::MAX;
     let mut summary = None;
     for _ in 0..9 {
         let started = seconds(epoch);
-        summary = Some(sample::with_layout(&spec, |layout| check(&text, &Policy::USER, layout, &mut scratch)));
+        summary = Some(sample::with_layout(&spec, |layout| check(text, &policy, layout, &mut scratch)));
         best = best.min(seconds(epoch) - started);
     }
     let summary = summary.expect("ran").unwrap_or_else(|reject| panic!("{reject}"));

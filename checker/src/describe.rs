@@ -1,8 +1,9 @@
 //! What the tables say about one instruction: for reports, and for comparing the tables with other decoders.
 
-use crate::decode::{Action, LONGEST, Machine, Memory, Operands, decode};
-use crate::policy::{Features, Host};
-use crate::table::{Field, Operand, Size, flag};
+use crate::decode::{Action, Insn, LONGEST, Machine, Memory, Operands, Window, decode, writes};
+use crate::facts::Facts;
+use crate::policy::{Features, Host, Mode, Protect};
+use crate::table::{Size, flag};
 use crate::verdict::Rule;
 
 /// One accepted instruction or fused unit.
@@ -38,6 +39,16 @@ pub enum Flow {
     },
     Return,
     Trap,
+    /// Match: `cmp $0x7fffffff,%register; ja`, displacement from the end. Behind it the register is low, if the target is a `ud2`.
+    Check {
+        register: u8,
+        abort: i32,
+    },
+    /// Metered: `sub $charge,%r14; jb` to a `ud2`, displacement from the end.
+    Meter {
+        charge: u16,
+        abort: i32,
+    },
 }
 
 /// A window operand.
@@ -53,13 +64,65 @@ pub struct MemoryOperand {
     pub bytes: u8,
     pub read: bool,
     pub write: bool,
+    /// A prefetch: no mode asks for its address.
+    pub prefetch: bool,
+    /// Base and index are 64-bit registers: a load under [`Protect::Stores`].
+    pub wide: bool,
 }
 
-/// Describes the instruction or unit at the start of `bytes`.
+impl MemoryOperand {
+    /// Whether match mode wants the address to be exact.
+    #[must_use]
+    pub fn needs_check(&self, mode: Mode) -> bool {
+        let load = self.read && !self.write;
+        mode.matched && !self.prefetch && !(load && mode.protect == Protect::Stores)
+    }
+}
+
+/// An instruction and what match mode knows behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    pub description: Description,
+    /// Whether its memory operand, if any, is allowed: exact, or exempt.
+    pub allowed: bool,
+    /// Facts on the way to the next instruction; of CHECK, if its target is a `ud2`. A branch's target gets the facts in front of it.
+    pub after: Facts,
+}
+
+/// Describes the instruction or unit at the start of `bytes` in text without modes.
 ///
 /// # Errors
 /// The rule that it violates by itself; [`Rule::Truncated`] if `bytes` ends inside it.
 pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
+    describe_in(bytes, host, Mode::default())
+}
+
+/// Describes the instruction or unit at the start of `bytes` in text of `mode`.
+///
+/// # Errors
+/// As [`describe`].
+pub fn describe_in(bytes: &[u8], host: Host, mode: Mode) -> Result<Description, Rule> {
+    let (_, insn, operands) = decode_in(bytes, host, mode)?;
+    Ok(description(&insn, operands.as_ref()))
+}
+
+/// Steps over the instruction or unit at the start of `bytes` in text of `mode`, as the checker does. `facts`: what is known in front of
+/// it; `esp`: the greatest low half of rsp there, the layout's S less the depth.
+///
+/// # Errors
+/// As [`describe`].
+pub fn track(bytes: &[u8], host: Host, mode: Mode, facts: Facts, esp: u32) -> Result<Tracked, Rule> {
+    let (window, insn, operands) = decode_in(bytes, host, mode)?;
+    let description = description(&insn, operands.as_ref());
+    let after = match insn.action {
+        Action::Check { register, .. } => facts.checked(register),
+        _ => facts.after(&insn, operands.as_ref(), &window, esp),
+    };
+    let allowed = description.memory.is_none_or(|memory| !memory.needs_check(mode) || facts.allows(&memory, esp));
+    Ok(Tracked { description, allowed, after })
+}
+
+fn decode_in(bytes: &[u8], host: Host, mode: Mode) -> Result<(Window, Insn, Option<Operands>), Rule> {
     if bytes.is_empty() {
         return Err(Rule::Truncated);
     }
@@ -68,22 +131,26 @@ pub fn describe(bytes: &[u8], host: Host) -> Result<Description, Rule> {
         *to = *from;
     }
     let mut operands = None;
-    let insn = decode(&window, Machine::new(host), &mut operands)?;
+    let insn = decode(&window, Machine::new(host, mode), &mut operands)?;
     if insn.len > bytes.len() {
         return Err(Rule::Truncated);
     }
-    let operands = operands.as_ref();
+    Ok((window, insn, operands))
+}
+
+fn description(insn: &Insn, operands: Option<&Operands>) -> Description {
     let special = match insn.action {
         Action::Deepen(_) => 1 << 4,
+        Action::Meter { .. } => 1 << 14,
         _ => 0,
     };
-    Ok(Description {
+    Description {
         len: insn.len,
         flow: flow(insn.action),
-        memory: operands.and_then(memory),
+        memory: operands.and_then(memory_of),
         gpr_writes: special | operands.map_or(0, writes),
         features: insn.features,
-    })
+    }
 }
 
 const fn flow(action: Action) -> Flow {
@@ -100,10 +167,13 @@ const fn flow(action: Action) -> Flow {
         Action::ImportJmp(disp) => Flow::TableJump { mask: 0, disp },
         Action::Ret => Flow::Return,
         Action::Ud2 => Flow::Trap,
+        Action::Check { register, abort } => Flow::Check { register, abort },
+        Action::Meter { charge, abort } => Flow::Meter { charge, abort },
     }
 }
 
-fn memory(operands: &Operands) -> Option<MemoryOperand> {
+/// The memory operand; `None` also for what only looks like one (`lea`).
+pub(crate) fn memory_of(operands: &Operands) -> Option<MemoryOperand> {
     let memory = operands.memory?;
     let line = operands.line;
     let bytes = bytes_of(operands)?;
@@ -116,6 +186,8 @@ fn memory(operands: &Operands) -> Option<MemoryOperand> {
         bytes,
         read: line.rm.read,
         write: line.rm.write,
+        prefetch: line.has(flag::PREFETCH),
+        wide: memory.wide,
     })
 }
 
@@ -140,32 +212,4 @@ fn bytes_of(operands: &Operands) -> Option<u8> {
         Size::Dup if operands.l => 32,
         Size::Dup => 8,
     })
-}
-
-fn writes(operands: &Operands) -> u16 {
-    let line = operands.line;
-    let mut set = 0;
-    if line.has(flag::MODRM) {
-        set |= written(line.reg, operands.reg, operands.rex);
-    }
-    if operands.memory.is_none() {
-        set |= written(line.rm, operands.rm, operands.rex);
-    }
-    set |= written(line.vvvv, operands.vvvv, true);
-    for (attribute, register) in [(flag::WRITES_A, 0), (flag::WRITES_C, 1), (flag::WRITES_D, 2)] {
-        if line.has(attribute) {
-            set |= 1_u16.wrapping_shl(register);
-        }
-    }
-    set
-}
-
-fn written(operand: Operand, number: u8, rex: bool) -> u16 {
-    let number = match operand.field {
-        // ah, ch, dh, bh are parts of registers 0 to 3.
-        Field::Gpr8 if !rex && number >= 4 => number & 3,
-        Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32 => number,
-        _ => return 0,
-    };
-    if operand.write { 1_u16.wrapping_shl(u32::from(number)) } else { 0 }
 }

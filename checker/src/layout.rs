@@ -9,9 +9,9 @@ pub const NULL_ZONE_END: u32 = 0x1_0000;
 /// Default end of handler memory (exclusive): 2 GiB, so that 32-bit sign extension never matters.
 pub const MEMORY_END: u32 = 0x8000_0000;
 /// Greatest depth that the checker's state word can hold, in bytes.
-pub const DEPTH_LIMIT: u32 = 1 << 22;
+pub const DEPTH_LIMIT: u32 = 1 << 20;
 /// Number of pushed slots that the state word tracks; slots beyond count as unwritten.
-pub const SET_SLOTS: u32 = 40;
+pub const SET_SLOTS: u32 = 16;
 /// Pushed slots that an inline hint can name.
 pub const HINT_SLOTS: u32 = 12;
 /// User mode: low 32 bits of rsp at function entry, where the return address lies (DESIGN §4 S). 8 modulo 16, as the psABI wants.

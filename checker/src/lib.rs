@@ -3,6 +3,10 @@
 //! `no_std`, no allocation, no unsafe code, no dependency, no recursion. See `SPEC.md` for the property and the numbered rules,
 //! `AUDIT.md` for how to read this crate in one sitting.
 //!
+//! An image may claim [`Mode`]s: that each address is what its registers say (match), that each instruction is paid for (metered), or that
+//! only stores are confined. The checker holds it to what it claims; [`Policy::mode`] is what a host asks for at least. [`Facts`] and [`track`]
+//! are the rules of match mode for one instruction, for whoever inserts its checks.
+//!
 //! ```
 //! use cordon_checker::{Policy, Reject, Rule, Summary, check, note::Note, scratch_len};
 //!
@@ -35,7 +39,9 @@ extern crate alloc;
 
 mod decode;
 mod describe;
+mod facts;
 pub mod layout;
+mod modes;
 pub mod note;
 pub mod policy;
 #[cfg(feature = "writer")]
@@ -53,7 +59,8 @@ mod validate;
 mod verdict;
 mod walk;
 
-pub use describe::{Description, Flow, MemoryOperand, describe};
+pub use describe::{Description, Flow, MemoryOperand, Tracked, describe, describe_in, track};
+pub use facts::Facts;
 pub use layout::Layout;
 pub use policy::{Features, Mode, Policy, Protect};
 pub use state::{State, is_start, starts, state_at};

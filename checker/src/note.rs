@@ -36,7 +36,9 @@ pub const INIT_ENTRY: &str = "cordon.init";
 const FLAGS: u32 = FLAG_KERNEL | FLAG_MATCH | FLAG_METERED | FLAG_STORES;
 const HEADER_WORDS: usize = 20;
 
-const fn mode_of(flags: u32) -> Mode {
+/// The mode that a note's flags claim.
+#[must_use]
+pub const fn mode_of(flags: u32) -> Mode {
     Mode {
         matched: flags & FLAG_MATCH != 0,
         metered: flags & FLAG_METERED != 0,

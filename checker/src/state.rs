@@ -2,27 +2,33 @@
 //!
 //! | bits | meaning |
 //! | --- | --- |
-//! | 0..=39 | pushed set: bit i = the slot at depth 8·(i+1), counted from the return address |
-//! | 40..=59 | depth in units of 8 bytes |
+//! | 0..=15 | pushed set: bit i = the slot at depth 8·(i+1), counted from the return address |
+//! | 16..=33 | depth in units of 8 bytes |
+//! | 34..=49 | match: registers known to hold 0 to 2^31 - 1 |
+//! | 50..=59 | metered: instructions that are paid for |
 //! | 60 | before the scan reaches the byte: must begin with `endbr64`; after: does (kernel only) |
 //! | 61 | before: must carry LIMIT; after: does (kernel only) |
-//! | 62 | seeded: some forward branch, call, slot or entry leads here |
+//! | 62 | before: seeded, some forward branch, call, slot or entry leads here; after (match): more is known than bits 34..=49 can say |
 //! | 63 | an instruction or fused unit starts here |
 
 use crate::layout::SET_SLOTS;
 use crate::validate::slots_below;
 use crate::verdict::Rule;
 
-/// Depth and pushed set, packed as in the scratch word's bits 0..=59.
+/// Depth and pushed set, packed as in the scratch word's bits 0..=33.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State(u64);
 
 /// [`SET_SLOTS`] in the type of the state's fields.
-#[allow(clippy::as_conversions, reason = "a constant, 40")]
+#[allow(clippy::as_conversions, reason = "a constant, 16")]
 const SLOTS: u64 = SET_SLOTS as u64;
 const SET_MASK: u64 = slots_below(SET_SLOTS);
-const DEPTH_SHIFT: u32 = 40;
-const STATE_MASK: u64 = (1 << 60) - 1;
+const DEPTH_SHIFT: u32 = SET_SLOTS;
+const STATE_MASK: u64 = (1 << LOW_SHIFT) - 1;
+const LOW_SHIFT: u32 = 34;
+const EXTRA_MASK: u64 = (1 << 60) - (1 << LOW_SHIFT);
+const CREDIT_SHIFT: u32 = 50;
+const CREDIT_MASK: u64 = 0x3ff;
 
 impl State {
     /// The state at a function entry: depth 0, nothing pushed.
@@ -31,7 +37,7 @@ impl State {
     /// The state at `units` × 8 bytes of depth with the slots of `set` pushed.
     #[must_use]
     pub fn new(units: u32, set: u64) -> State {
-        State(u64::from(units) << DEPTH_SHIFT | set & SET_MASK)
+        State((u64::from(units) << DEPTH_SHIFT | set & SET_MASK) & STATE_MASK)
     }
 
     /// Depth in units of 8 bytes.
@@ -84,6 +90,46 @@ impl State {
     }
 }
 
+/// What the modes know besides the state, packed as in the scratch word's bits 34..=59: registers that hold at most 2^31 - 1, and the
+/// number of instructions paid for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extra(u64);
+
+impl Extra {
+    /// Nothing is known and nothing paid: the least.
+    pub(crate) const NONE: Extra = Extra(0);
+    /// More credit than METER gives: no edge brings as much.
+    pub(crate) const UNPAYABLE: u16 = 0x3ff;
+
+    /// `credit` is at most [`Extra::UNPAYABLE`].
+    #[inline]
+    pub(crate) fn new(low: u16, credit: u16) -> Extra {
+        Extra(u64::from(low) << LOW_SHIFT | (u64::from(credit) & CREDIT_MASK) << CREDIT_SHIFT)
+    }
+
+    const fn of(word: u64) -> Extra {
+        Extra(word & EXTRA_MASK)
+    }
+
+    /// Mask of the registers.
+    #[inline]
+    pub(crate) fn low(self) -> u16 {
+        u16::try_from(self.0 >> LOW_SHIFT & 0xffff).unwrap_or(0)
+    }
+
+    /// Instructions paid for.
+    #[inline]
+    pub(crate) fn credit(self) -> u16 {
+        u16::try_from(self.0 >> CREDIT_SHIFT & CREDIT_MASK).unwrap_or(0)
+    }
+
+    /// What holds on two paths that meet.
+    #[inline]
+    pub(crate) fn meet(self, other: Extra) -> Extra {
+        Extra::new(self.low() & other.low(), self.credit().min(other.credit()))
+    }
+}
+
 /// One scratch word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Word(pub(crate) u64);
@@ -124,19 +170,31 @@ impl Word {
 
     /// A byte that something leads to but that the scan has not reached.
     #[inline]
-    pub(crate) const fn seeded(state: State, wants: Traits) -> Word {
-        Word(Word::SEEDED | state.0 | wants.0)
+    pub(crate) const fn seeded(state: State, extra: Extra, wants: Traits) -> Word {
+        Word(Word::SEEDED | state.0 | extra.0 | wants.0)
     }
 
-    /// An instruction start.
+    /// An instruction start. `closed`: the code behind it counts on more than the word says, so no edge may lead back here.
     #[inline]
-    pub(crate) const fn start(state: State, offers: Traits) -> Word {
-        Word(Word::START | state.0 | offers.0)
+    pub(crate) const fn start(state: State, extra: Extra, offers: Traits, closed: bool) -> Word {
+        let closed = if closed { Word::SEEDED } else { 0 };
+        Word(Word::START | state.0 | extra.0 | offers.0 | closed)
     }
 
+    /// Whether something leads to this byte, which the scan has not reached.
     #[inline]
     pub(crate) const fn is_seeded(self) -> bool {
+        self.0 & (Word::SEEDED | Word::START) == Word::SEEDED
+    }
+
+    #[inline]
+    pub(crate) const fn is_closed(self) -> bool {
         self.0 & Word::SEEDED != 0
+    }
+
+    #[inline]
+    pub(crate) const fn extra(self) -> Extra {
+        Extra::of(self.0)
     }
 
     #[inline]

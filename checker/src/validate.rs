@@ -72,8 +72,8 @@ layout_errors! {
     Limit, "the stack limit lies outside the native stack";
     /// The image does not prove what the policy demands (match, metering, protection of loads), or a kernel image leaves loads alone.
     Mode, "the image does not prove what the policy demands";
-    /// Forget records that are not in ascending order or name more than 16 registers.
-    Forgets, "the forget records are malformed or out of order";
+    /// Forget records that are not in ascending order, name more than 16 registers, or belong to text that is not in match mode.
+    Forgets, "the forget records are malformed, out of order or without match mode";
     /// The note is for another kind of host.
     Host, "the image is for another kind of host";
     /// The note claims extensions that the policy does not allow.
@@ -119,6 +119,7 @@ impl Layout<'_> {
     fn validate_mode(&self, policy: &Policy) -> Check {
         ensure(self.mode.fulfils(policy.mode), LayoutError::Mode)?;
         ensure(policy.host == Host::User || self.mode.protect == Protect::All, LayoutError::Mode)?;
+        ensure(self.mode.matched || self.forgets.is_empty(), LayoutError::Forgets)?;
         let mut past = 0_u64;
         for index in 0..self.forget_count() {
             let forget = self.forget(index).ok_or(LayoutError::Forgets)?;

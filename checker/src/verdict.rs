@@ -92,7 +92,7 @@ rules! {
     DepthMismatch = 15, "paths that meet disagree about the stack depth";
     /// A backward branch lacks pushed slots that its target counts on.
     SetMismatch = 16, "branches back without slots that the target counts as pushed";
-    /// A hint that does not follow an end of flow, or names an impossible state.
+    /// A hint that does not follow an end of flow, or names an impossible state; in metered text also one that a forward edge leads to.
     Hint = 17, "a state hint in a wrong place or with an impossible state";
     /// A table call or jump whose mask and displacement are no listed table (or a call through a sub-table).
     Table = 18, "a table call or jump that names no listed table";
@@ -108,6 +108,18 @@ rules! {
     Limit = 23, "a function entry without the stack limit check, or a malformed one";
     /// Kernel: a slot or entry that does not begin with `endbr64`.
     Endbr = 24, "an indirect target does not begin with endbr64";
+    /// Match mode: a window operand whose address is neither known nor checked to be below the limit.
+    UncheckedAccess = 25, "an address that is neither checked nor known to be in range";
+    /// A forget record at a place where no instruction starts. The offset is the record's.
+    BadForget = 26, "a forget record at a place that is no instruction";
+    /// Metered text: something else than METER writes r14.
+    CountWritten = 27, "writes the count in r14";
+    /// Metered text: `sub` from r14 that is no METER: its constant, the jump behind it, or what that leads to.
+    Meter = 28, "a malformed charge to the count in r14";
+    /// Metered text: an instruction that a path reaches without having paid for it, or a branch back that brings too little.
+    Unpaid = 29, "an instruction that is not paid for on every path";
+    /// Match mode: a backward branch that lacks knowledge of registers which its target counts on.
+    FactMismatch = 30, "branches back without what the target counts on in registers";
 }
 
 impl core::fmt::Display for Rule {

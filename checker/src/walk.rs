@@ -2,8 +2,9 @@
 
 use crate::decode::{Action, Insn, LONGEST, Machine, Window, decode};
 use crate::layout::{HINT_SLOTS, Layout, Slot};
-use crate::policy::{Features, Host, Policy};
-use crate::state::{State, Traits, Word};
+use crate::modes::{Modes, covers};
+use crate::policy::{Features, Host, Mode, Policy};
+use crate::state::{Extra, State, Traits, Word};
 use crate::tables::Tables;
 use crate::validate::slots_below;
 use crate::verdict::{Reject, Rule, Summary};
@@ -33,14 +34,16 @@ pub fn check(text: &[u8], policy: &Policy, layout: &Layout<'_>, scratch: &mut [u
     }
     let scratch = scratch.get_mut(..scratch_len(text.len())).ok_or(Reject::at(0, Rule::ScratchLength))?;
     scratch.fill(0);
-    let mut walk = Walk::new(text, policy, layout, scratch);
-    walk.seed_layout()?;
-    walk.run()?;
-    walk.finish()
+    // Text without modes has a walk of its own, which looks at nothing that only they need.
+    if layout.mode == Mode::default() {
+        Walk::<false>::new(text, policy, layout, scratch).judge()
+    } else {
+        Walk::<true>::new(text, policy, layout, scratch).judge()
+    }
 }
 
 /// The pass: what is behind `at` has been judged, words ahead of it hold what forward edges say.
-struct Walk<'t> {
+struct Walk<'t, const MODES: bool> {
     text: &'t [u8],
     scratch: &'t mut [u64],
     layout: &'t Layout<'t>,
@@ -62,18 +65,19 @@ struct Walk<'t> {
     features: u64,
     deepest: u64,
     instructions: u32,
+    modes: Modes<'t>,
 }
 
 type Step = Result<(), Rule>;
 
-impl<'t> Walk<'t> {
+impl<'t, const MODES: bool> Walk<'t, MODES> {
     fn new(text: &'t [u8], policy: &Policy, layout: &'t Layout<'t>, scratch: &'t mut [u64]) -> Self {
         Walk {
             text,
             scratch,
             layout,
             tables: Tables::new(layout),
-            machine: Machine::new(policy.host),
+            machine: Machine::new(policy.host, layout.mode),
             kernel: policy.host == Host::Kernel,
             denied: !policy.features.0,
             depth_limit: u64::from(layout.max_depth / 8),
@@ -84,7 +88,14 @@ impl<'t> Walk<'t> {
             features: 0,
             deepest: 0,
             instructions: 0,
+            modes: Modes::new(layout),
         }
+    }
+
+    fn judge(mut self) -> Result<Summary, Reject> {
+        self.seed_layout()?;
+        self.run()?;
+        self.finish()
     }
 
     /// Seeds what the loader and the tables jump to.
@@ -117,20 +128,21 @@ impl<'t> Walk<'t> {
         if target >= self.text.len() {
             return Err(Reject::at(offset, Rule::SlotOutside));
         }
-        self.seed(target, state, wants).map_err(|rule| Reject::at(offset, rule))
+        self.seed(target, state, Extra::NONE, wants).map_err(|rule| Reject::at(offset, rule))
     }
 
     /// Records an edge to `target`, which the scan has not reached.
     #[inline]
-    fn seed(&mut self, target: usize, state: State, wants: Traits) -> Step {
+    fn seed(&mut self, target: usize, state: State, extra: Extra, wants: Traits) -> Step {
         let word = self.scratch.get_mut(target).ok_or(Rule::TargetOutside)?;
         let old = Word(*word);
         if old.is_seeded() {
             let met = old.state().meet(state).ok_or(Rule::DepthMismatch)?;
-            *word = Word::seeded(met, old.traits().with(wants)).0;
+            let extra = if MODES { old.extra().meet(extra) } else { Extra::NONE };
+            *word = Word::seeded(met, extra, old.traits().with(wants)).0;
         } else {
             self.pending = self.pending.saturating_add(1);
-            *word = Word::seeded(state, wants).0;
+            *word = Word::seeded(state, extra, wants).0;
         }
         Ok(())
     }
@@ -139,19 +151,33 @@ impl<'t> Walk<'t> {
         let mut at = 0;
         while at < self.text.len() {
             self.at = at;
-            at = self.step().map_err(|rule| Reject::at(offset_of(at), rule))?;
+            at = self.step().map_err(|rule| self.reject(rule))?;
         }
         Ok(())
+    }
+
+    /// What the instruction at `self.at`, or a forget record before it, violates.
+    #[cold]
+    fn reject(&self, rule: Rule) -> Reject {
+        let record = if rule == Rule::BadForget { self.modes.unused_record() } else { None };
+        Reject::at(record.unwrap_or(offset_of(self.at)), rule)
     }
 
     /// Judges the instruction at `self.at`; gives the offset after it.
     #[inline(always)]
     fn step(&mut self) -> Result<usize, Rule> {
         let rest = self.text.get(self.at..).unwrap_or(&[]);
-        let insn = match rest.first_chunk::<LONGEST>() {
-            Some(window) => decode(window, self.machine, &mut ())?,
-            None => decode_tail(rest, self.machine)?,
+        let tail;
+        let window = match rest.first_chunk::<LONGEST>() {
+            Some(window) => window,
+            None => {
+                tail = padded(rest);
+                &tail
+            }
         };
+        let mut operands = None;
+        let insn =
+            if MODES { decode(window, self.machine, &mut operands)? } else { decode(window, self.machine.sandbox(), &mut ())? };
         let next = self.at.wrapping_add(insn.len);
         if next > self.text.len() {
             return Err(Rule::Truncated);
@@ -166,10 +192,19 @@ impl<'t> Walk<'t> {
         self.features |= insn.features.0;
         self.instructions = self.instructions.wrapping_add(1);
         self.arrive(&insn)?;
+        if MODES {
+            self.modes.step(&insn, operands.as_ref(), window, self.low_stack())?;
+        }
         if insn.action != Action::Next {
             self.act(&insn, next)?;
         }
         Ok(next)
+    }
+
+    /// Greatest low half of rsp at the instruction that has been arrived at: that of a function which the host entered.
+    fn low_stack(&self) -> u32 {
+        let depth = u32::try_from(self.state.units()).unwrap_or(0).wrapping_mul(8);
+        self.layout.stack_low.wrapping_sub(depth)
     }
 
     /// Whether an edge from before, an entry or a slot leads to `self.at`.
@@ -182,7 +217,8 @@ impl<'t> Walk<'t> {
     fn arrive(&mut self, insn: &Insn) -> Step {
         let word = self.scratch.get_mut(self.at).ok_or(Rule::TargetOutside)?;
         let seen = Word(*word);
-        if !self.falls {
+        let fell = self.falls;
+        if !fell {
             self.state = match insn.action {
                 Action::Hint(immediate) => hinted(immediate, self.depth_limit)?,
                 _ if seen.is_seeded() => seen.state(),
@@ -198,7 +234,8 @@ impl<'t> Walk<'t> {
             self.state = self.state.meet(seen.state()).ok_or(Rule::DepthMismatch)?;
             seen.traits().satisfied_by(offers)?;
         }
-        *word = Word::start(self.state, offers).0;
+        let (extra, closed) = if MODES { self.modes.arrive(self.at, insn.action, seen, fell)? } else { (Extra::NONE, false) };
+        *word = Word::start(self.state, extra, offers, closed).0;
         Ok(())
     }
 
@@ -223,14 +260,14 @@ impl<'t> Walk<'t> {
                 self.falls = false;
                 Ok(())
             }
-            Action::Jcc(rel) => self.branch(next, rel, self.state, Traits::NONE),
+            Action::Jcc(rel) => self.branch(next, rel),
             Action::Jmp(rel) => {
                 self.falls = false;
-                self.branch(next, rel, self.state, Traits::NONE)
+                self.branch(next, rel)
             }
             Action::Call(rel) => {
                 let wants = if self.kernel { Traits::LIMIT } else { Traits::NONE };
-                self.branch(next, rel, State::ENTRY, wants)
+                self.edge(next, rel, State::ENTRY, Extra::NONE, wants)
             }
             Action::TableCall { mask, disp } => {
                 if self.tables.is_main(mask, disp) {
@@ -254,7 +291,22 @@ impl<'t> Walk<'t> {
                 if limit != self.layout.limit || !self.is_ud2(next, abort) {
                     return Err(Rule::Limit);
                 }
-                self.branch(next, abort, self.state, Traits::NONE)
+                self.branch(next, abort)
+            }
+            Action::Check { register, abort } => {
+                self.branch(next, abort)?;
+                if self.is_ud2(next, abort) {
+                    self.modes.checked(register);
+                }
+                Ok(())
+            }
+            Action::Meter { charge, abort } => {
+                if !self.is_ud2(next, abort) {
+                    return Err(Rule::Meter);
+                }
+                self.branch(next, abort)?;
+                self.modes.charged(charge);
+                Ok(())
             }
         }
     }
@@ -281,22 +333,30 @@ impl<'t> Walk<'t> {
         self.bound_depth()
     }
 
+    /// A jump, perhaps conditional, from the instruction before `next`.
+    #[inline]
+    fn branch(&mut self, next: usize, rel: i32) -> Step {
+        let extra = if MODES { self.modes.edge() } else { Extra::NONE };
+        self.edge(next, rel, self.state, extra, Traits::NONE)
+    }
+
     /// A direct edge from the instruction before `next`.
     #[inline]
-    fn branch(&mut self, next: usize, rel: i32, state: State, wants: Traits) -> Step {
+    fn edge(&mut self, next: usize, rel: i32, state: State, extra: Extra, wants: Traits) -> Step {
         let target = self.target(next, rel).ok_or(Rule::TargetOutside)?;
         if target > self.at {
-            return self.seed(target, state, wants);
+            return self.seed(target, state, extra, wants);
         }
         let word = Word(self.scratch.get(target).copied().unwrap_or(0));
         if !word.is_start() {
             return Err(Rule::TargetNotStart);
         }
         match state.covers(word.state()) {
-            None => Err(Rule::DepthMismatch),
-            Some(false) => Err(Rule::SetMismatch),
-            Some(true) => wants.satisfied_by(word.traits()),
+            None => return Err(Rule::DepthMismatch),
+            Some(false) => return Err(Rule::SetMismatch),
+            Some(true) => wants.satisfied_by(word.traits())?,
         }
+        if MODES { covers(extra, word) } else { Ok(()) }
     }
 
     #[inline]
@@ -319,6 +379,9 @@ impl<'t> Walk<'t> {
             let inside = |word: &u64| Word(*word).is_seeded();
             let target = self.scratch.iter().position(inside).unwrap_or(0);
             return Err(Reject::at(offset_of(target), Rule::TargetNotStart));
+        }
+        if let Some(offset) = self.modes.unused_record() {
+            return Err(Reject::at(offset, Rule::BadForget));
         }
         let max_depth = u32::try_from(self.deepest.saturating_mul(8)).unwrap_or(u32::MAX);
         Ok(Summary { features: Features(self.features), max_depth, instructions: self.instructions })
@@ -346,14 +409,14 @@ fn hinted(immediate: u32, depth_limit: u64) -> Result<State, Rule> {
     Ok(State::new(units, set))
 }
 
-/// Decodes at fewer than [`LONGEST`] bytes from the end.
+/// Fewer than [`LONGEST`] bytes, zeros behind them.
 #[cold]
-fn decode_tail(rest: &[u8], machine: Machine) -> Result<Insn, Rule> {
+fn padded(rest: &[u8]) -> Window {
     let mut window: Window = [0; LONGEST];
     for (to, from) in window.iter_mut().zip(rest) {
         *to = *from;
     }
-    decode(&window, machine, &mut ())
+    window
 }
 
 /// Text offsets fit 32 bits ([`TEXT_LIMIT`]).

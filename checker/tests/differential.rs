@@ -5,12 +5,12 @@ mod heads;
 mod oracle;
 
 use cordon_checker::policy::Host;
-use cordon_checker::{Flow, describe};
+use cordon_checker::{Flow, Mode, Protect, describe, describe_in};
 use iced_x86::{Decoder, DecoderOptions, Encoder};
 use oracle::{Oracle, Tally};
 
 fn slice(host: Host, heads: &[heads::Head], step: usize, fill: u8) -> Tally {
-    let mut oracle = Oracle::new(host);
+    let mut oracle = Oracle::new(host, Mode::default());
     let mut tally = Tally::default();
     for head in heads.iter().step_by(step) {
         let mut one = Tally::default();
@@ -42,6 +42,51 @@ fn kernel_encodings_agree_with_iced() {
     let tally = slice(Host::Kernel, &kernel, 61, 0x10);
     assert!(tally.accepted > 100_000, "{} accepted", tally.accepted);
     assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
+}
+
+const STORES: Mode = Mode { matched: false, metered: false, protect: Protect::Stores };
+
+#[test]
+fn loads_with_64_bit_addresses_agree_with_iced() {
+    let mut oracle = Oracle::new(Host::User, STORES);
+    let mut tally = Tally::default();
+    for head in heads::load_heads().iter().step_by(211) {
+        let mut one = Tally::default();
+        heads::sweep(&mut oracle, head, 0x10, &mut one);
+        tally.add(one);
+    }
+    assert!(tally.accepted > 10_000, "{} accepted", tally.accepted);
+    assert_eq!(tally.differences, 0, "{:#?}", tally.examples);
+}
+
+/// A load may lack its 67 and nothing else: what is accepted with 64-bit addresses is accepted with 32-bit ones in every mode, and the other
+/// way round if it is a load.
+#[test]
+fn only_loads_may_have_64_bit_addresses() {
+    let (mut wide, mut narrow) = (0, 0);
+    for head in heads::legacy_heads().iter().chain(&heads::vex_heads()).filter(|head| head.bytes.starts_with(&[0x65, 0x67])) {
+        for modrm in (0..8).map(|reg| 0x41 | reg << 3) {
+            let mut bytes = [head.as_slice(), &[modrm, 0x10]].concat();
+            bytes.resize(24, 0x10);
+            let with = describe(&bytes, Host::User).ok().filter(|d| d.flow == Flow::Next && d.memory.is_some());
+            bytes.remove(1);
+            let without = describe_in(&bytes, Host::User, STORES).ok().filter(|d| d.memory.is_some());
+            let load = with.and_then(|d| d.memory).is_some_and(|m| m.read && !m.write && !m.prefetch && m.base != Some(4));
+            let memory = without.and_then(|d| d.memory);
+            // The head may end in a prefix or escape; what follows then is another instruction, with perhaps no base.
+            let addressed = memory.is_some_and(|m| m.wide);
+            assert_eq!(
+                load && with.is_some_and(|d| d.memory.is_some_and(|m| m.base.is_some() || m.index.is_some())),
+                addressed,
+                "{}",
+                oracle::hex(&bytes)
+            );
+            wide += u32::from(addressed);
+            narrow += u32::from(with.is_some());
+            assert!(describe(&bytes, Host::User).is_err() || !addressed, "{}", oracle::hex(&bytes));
+        }
+    }
+    assert!(wide > 5_000 && narrow > wide, "{wide} wide loads, {narrow} accesses");
 }
 
 /// Completeness for the rewriter, which encodes with iced-x86 and sorts the prefixes: what is accepted stays so.

@@ -1,6 +1,7 @@
 //! Builds the C interface, links a C program with it and runs it; the link also proves that no panic can be reached.
 
-use cordon_checker::{Rule, sample};
+use cordon_checker::note::{FLAG_MATCH, FLAG_METERED, FLAG_STORES, NoteSpec};
+use cordon_checker::{Mode, Rule, sample};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,6 +49,17 @@ fn a_c_host_links_without_a_panic_and_judges() {
     let stack = format!("rejected: offset 1, R{} {}\n", Rule::StackPointer.number(), Rule::StackPointer);
     assert_eq!(judge("user", "90 48 89 e0 c3"), (Some(1), stack));
     assert_eq!(judge("kernel", "c3"), (Some(3), "refused: 3\n".to_owned()));
+    // The policy's mode: a demand that the note does not meet, one that it does, and a bit that means nothing.
+    assert_eq!(judge(&format!("user:{FLAG_METERED}"), "c3"), (Some(3), "refused: 3\n".to_owned()));
+    let mode = Mode { matched: true, metered: true, ..Mode::default() };
+    std::fs::write(&note, NoteSpec { mode, ..sample::user() }.to_bytes()).expect("writable");
+    let both = format!("user:{}", FLAG_MATCH | FLAG_METERED);
+    let charge = "49 83 ee 02 72 01 c3 0f 0b";
+    assert_eq!(judge(&both, charge), (Some(0), "accepted: 3 instructions, depth 0, features 0, starts 0 6 7\n".to_owned()));
+    let unpaid = format!("rejected: offset 0, R{} {}\n", Rule::Unpaid.number(), Rule::Unpaid);
+    assert_eq!(judge(&both, "c3"), (Some(1), unpaid));
+    assert_eq!(judge(&format!("user:{FLAG_STORES}"), charge).0, Some(0), "more than is demanded");
+    assert_eq!(judge("user:1", "c3"), (Some(4), "refused: 4\n".to_owned()));
     std::fs::write(&note, [0; 8]).expect("writable");
     assert_eq!(judge("user", "c3"), (Some(2), "refused: 2\n".to_owned()));
 }

@@ -1,8 +1,8 @@
 //! Judges the cases of `golden/*.txt` and checks that the corpus covers every rule with a reject and each group with a near miss.
 
-use cordon_checker::layout::Slot;
+use cordon_checker::layout::{Forget, Slot};
 use cordon_checker::note::NoteSpec;
-use cordon_checker::{Features, Policy, Rule, sample};
+use cordon_checker::{Features, Mode, Policy, Protect, Rule, sample};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -33,6 +33,13 @@ fn apply(options: &str, spec: &mut NoteSpec, policy: &mut Policy) {
             "slot" => spec.slots.push(Slot::Text(offset())),
             "sub" => spec.sub_tables[0].1.push(Slot::Text(offset())),
             "depth" => spec.max_depth = offset(),
+            "mode" => spec.mode = mode(value),
+            "demand" => policy.mode = mode(value),
+            "forget" => {
+                let (at, keep) = value.split_once(':').expect("forget=OFF:MASK");
+                let hex = |digits| u32::from_str_radix(digits, 16).expect("hex");
+                spec.forgets.push(Forget { offset: hex(at), keep: hex(keep) as u16 });
+            }
             "without" => {
                 let (feature, _) = Features::NAMES.iter().find(|(_, name)| *name == value).expect("a feature's name");
                 policy.features.0 &= !feature.0;
@@ -42,8 +49,26 @@ fn apply(options: &str, spec: &mut NoteSpec, policy: &mut Policy) {
     }
 }
 
-fn verdict(case: &Case, kernel: bool) -> String {
+/// `match`, `metered` and `stores`, joined by `+`.
+fn mode(names: &str) -> Mode {
+    names.split('+').fold(Mode::default(), |mode, name| match name {
+        "match" => Mode { matched: true, ..mode },
+        "metered" => Mode { metered: true, ..mode },
+        "stores" => Mode { protect: Protect::Stores, ..mode },
+        "sandbox" => mode,
+        _ => panic!("unknown mode {name}"),
+    })
+}
+
+/// Judges a case of the file `file`, whose name begins with the host if that is the kernel, else perhaps with the mode.
+fn verdict(case: &Case, file: &str) -> String {
+    let kernel = file.starts_with("kernel");
     let (mut spec, mut policy) = if kernel { (sample::kernel(), Policy::KERNEL) } else { (sample::user(), Policy::USER) };
+    if let Some(name) = ["match", "metered", "stores"].iter().find(|name| file.contains(*name)) {
+        spec.mode = mode(name);
+        // A claim that falls short of the policy's default.
+        policy.mode.protect = spec.mode.protect;
+    }
     apply(&case.options, &mut spec, &mut policy);
     match sample::judge(&case.text, &policy, &spec) {
         Ok(_) => "accept".to_owned(),
@@ -78,7 +103,7 @@ fn every_case_gets_its_verdict() {
                 continue;
             }
             let case = parse(place, line);
-            let found = verdict(&case, name.starts_with("kernel"));
+            let found = verdict(&case, &name);
             accepts_in_group |= case.expected == "accept";
             rules.insert(case.expected.split('@').next().unwrap_or_default().to_owned());
             if found != case.expected {

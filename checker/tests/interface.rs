@@ -1,10 +1,10 @@
 //! What callers rely on: layout validation, scratch, summary, instruction starts, the note.
 
-use cordon_checker::layout::{DEPTH_LIMIT, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
+use cordon_checker::layout::{DEPTH_LIMIT, Forget, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
-    Features, LayoutError, Policy, REGION_LIMIT, Rule, State, TABLE_LIMIT, check, describe, is_start, policy::Host, sample,
-    starts, state_at,
+    Features, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, check, describe, is_start,
+    policy::Host, sample, starts, state_at,
 };
 
 fn validate(spec: &NoteSpec, policy: &Policy) -> Result<(), LayoutError> {
@@ -300,4 +300,57 @@ fn names_share_no_bytes() {
     assert_eq!(note_with(|w| w.swap(first, first + 1)), refused, "names out of order");
     assert_eq!(note_with(|w| w[first + 5] = u32::MAX), refused, "a name outside the strings");
     assert_eq!(note_with(|w| w[first + 1] = 7), Ok(()), "a gap is fine");
+}
+
+#[test]
+fn an_image_proves_at_least_what_the_policy_demands() {
+    let mode = |bits: u32| Mode {
+        matched: bits & 1 != 0,
+        metered: bits & 2 != 0,
+        protect: if bits & 4 != 0 { Protect::Stores } else { Protect::All },
+    };
+    for (claimed, demanded) in (0..64_u32).map(|bits| (bits & 7, bits >> 3)) {
+        let spec = NoteSpec { mode: mode(claimed), ..sample::user() };
+        let policy = Policy { mode: mode(demanded), ..Policy::USER };
+        // Match and metering may be more, unprotected loads only what is demanded.
+        let enough = demanded & 3 & !claimed == 0 && claimed & 4 & !demanded == 0;
+        assert_eq!(validate(&spec, &policy), if enough { Ok(()) } else { Err(LayoutError::Mode) }, "{claimed} for {demanded}");
+        let parsed = Note::parse(&spec.to_bytes()).expect("parses").layout.mode;
+        assert_eq!(parsed, mode(claimed));
+        let kernel = NoteSpec { mode: mode(claimed), ..sample::kernel() };
+        let policy = Policy { mode: mode(demanded), ..Policy::KERNEL };
+        let enough = enough && claimed & 4 == 0;
+        assert_eq!(validate(&kernel, &policy), if enough { Ok(()) } else { Err(LayoutError::Mode) }, "{claimed} for {demanded}");
+    }
+}
+
+#[test]
+fn forget_records_are_ascending_and_name_16_registers() {
+    let matched = Mode { matched: true, ..Mode::default() };
+    let with = |mode: Mode, offsets: &[u32]| {
+        let forgets = offsets.iter().map(|&offset| Forget { offset, keep: 1 }).collect();
+        NoteSpec { mode, forgets, ..sample::user() }
+    };
+    assert_eq!(validate(&with(matched, &[0, 1, 7, u32::MAX]), &Policy::USER), Ok(()));
+    assert_eq!(validate(&with(matched, &[1, 1]), &Policy::USER), Err(LayoutError::Forgets));
+    assert_eq!(validate(&with(matched, &[2, 1]), &Policy::USER), Err(LayoutError::Forgets));
+    assert_eq!(validate(&with(Mode::default(), &[0]), &Policy::USER), Err(LayoutError::Forgets));
+    let mut bytes = with(matched, &[0x4321]).to_bytes();
+    let at = bytes.windows(8).position(|w| w == [0x21, 0x43, 0, 0, 1, 0, 0, 0]).expect("the record");
+    bytes[at + 6] = 1;
+    assert_eq!(Note::parse(&bytes).expect("parses").validate(&Policy::USER), Err(LayoutError::Forgets), "a mask of 17 bits");
+}
+
+#[test]
+fn starts_are_told_in_every_mode() {
+    // movzwl %ax,%eax; clc; cmp $0x7fffffff,%rdi; ja u; ret; u: ud2. Behind movzx more is known than a word can say.
+    let text = [0x0f, 0xb7, 0xc0, 0xf8, 0x48, 0x81, 0xff, 0xff, 0xff, 0xff, 0x7f, 0x77, 1, 0xc3, 0x0f, 0x0b];
+    for (mode, expected) in [(true, vec![0, 3, 4, 13, 14]), (false, vec![0, 3, 4, 11, 13, 14])] {
+        let spec = NoteSpec { mode: Mode { matched: mode, ..Mode::default() }, ..sample::user() };
+        let mut scratch = [u64::MAX; 16];
+        let summary = sample::with_layout(&spec, |l| check(&text, &Policy::USER, l, &mut scratch)).expect("accepted");
+        assert_eq!(starts(&scratch, text.len()).collect::<Vec<_>>(), expected);
+        assert_eq!(summary.instructions as usize, expected.len());
+        assert!(expected.iter().all(|&at| state_at(scratch[at]) == Some(State::ENTRY)));
+    }
 }

@@ -2,21 +2,40 @@
 
 mod oracle;
 
+use cordon_checker::note::NoteSpec;
 use cordon_checker::policy::Host;
-use cordon_checker::{Flow, Policy, check, describe, sample, starts};
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use cordon_checker::{Flow, Mode, Policy, Protect, check, describe_in, sample, starts};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess, Register};
 use oracle::{Oracle, Tally};
 use proptest::prelude::*;
+
+const SANDBOX: Mode = Mode { matched: false, metered: false, protect: Protect::All };
+const MODES: [Mode; 3] =
+    [Mode { matched: true, ..SANDBOX }, Mode { metered: true, ..SANDBOX }, Mode { protect: Protect::Stores, ..SANDBOX }];
+
+/// Accepted cases of a file of the golden corpus that need no options.
+fn accepted_cases(file: &str) -> Vec<u8> {
+    let cases = file.lines().filter(|line| line.starts_with("accept") && line.split('|').count() == 3);
+    let bytes = cases.flat_map(|line| line.split('|').nth(1).unwrap_or_default().split_whitespace());
+    bytes.map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect()
+}
+
+/// Accepted text of each mode.
+fn text_of(mode: Mode) -> Vec<u8> {
+    accepted_cases(match mode {
+        Mode { matched: true, .. } => include_str!("golden/match.txt"),
+        Mode { metered: true, .. } => include_str!("golden/metered.txt"),
+        Mode { protect: Protect::Stores, .. } => include_str!("golden/stores.txt"),
+        _ => return accepted_text(),
+    })
+}
 
 /// Accepted cases of the golden corpus, joined: each ends with an end of flow, so the whole is accepted.
 fn accepted_text() -> Vec<u8> {
     let mut text = Vec::new();
     for file in [include_str!("golden/instructions.txt"), include_str!("golden/memory.txt"), include_str!("golden/encoding.txt")]
     {
-        for line in file.lines().filter(|line| line.starts_with("accept")) {
-            let parts: Vec<&str> = line.split('|').collect();
-            text.extend(parts[1].split_whitespace().map(|byte| u8::from_str_radix(byte, 16).expect("hex")));
-        }
+        text.extend(accepted_cases(file));
     }
     // push %rbx; and $0x78,%eax; call *%gs:0x10000(%rax); jz 1f; call import; 1: pop %rbx; jmp *%gs:0x10000(%rax)
     text.extend([0x53, 0x83, 0xe0, 0x78, 0x65, 0xff, 0x90, 0, 0, 1, 0, 0x74, 8, 0x65, 0xff, 0x14, 0x25, 8, 0, 1, 0, 0x5b]);
@@ -25,13 +44,15 @@ fn accepted_text() -> Vec<u8> {
 }
 
 /// Judges `text`; if it is accepted, every instruction must be what iced-x86 sees when it decodes from the text's start.
-fn agrees(text: &[u8]) -> Result<bool, TestCaseError> {
+fn agrees(text: &[u8], mode: Mode) -> Result<bool, TestCaseError> {
     let mut scratch = vec![u64::MAX; text.len()];
-    if sample::with_layout(&sample::user(), |layout| check(text, &Policy::USER, layout, &mut scratch)).is_err() {
+    let (spec, policy) = (NoteSpec { mode, ..sample::user() }, Policy { mode, ..Policy::USER });
+    if sample::with_layout(&spec, |layout| check(text, &policy, layout, &mut scratch)).is_err() {
         return Ok(false);
     }
     let ours: Vec<usize> = starts(&scratch, text.len()).collect();
-    let (mut oracle, mut tally) = (Oracle::new(Host::User), Tally::default());
+    let (mut oracle, mut tally) = (Oracle::new(Host::User, mode), Tally::default());
+    let mut factory = InstructionInfoFactory::new();
     let mut theirs = Decoder::new(64, text, DecoderOptions::NONE);
     for &at in &ours {
         while theirs.position() < at {
@@ -39,16 +60,23 @@ fn agrees(text: &[u8]) -> Result<bool, TestCaseError> {
             prop_assert_eq!(theirs.decode().mnemonic(), Mnemonic::Nop);
         }
         prop_assert_eq!(theirs.position(), at);
-        let described = describe(&text[at..], Host::User).expect("accepted");
-        // A table unit is two instructions to everyone else.
-        let unit = matches!(described.flow, Flow::TableCall { mask, .. } | Flow::TableJump { mask, .. } if mask != 0);
+        let described = describe_in(&text[at..], Host::User, mode).expect("accepted");
+        // A unit is two instructions to everyone else.
+        let table = matches!(described.flow, Flow::TableCall { mask, .. } | Flow::TableJump { mask, .. } if mask != 0);
+        let meter = matches!(described.flow, Flow::Meter { .. });
+        let unit = table || meter || matches!(described.flow, Flow::Check { .. });
         if !unit {
             let mut one = Tally::default();
             oracle.compare(&text[at..], &mut one);
             tally.add(one);
         }
         while theirs.position() < at + described.len {
-            prop_assert!(!theirs.decode().is_invalid());
+            let instruction = theirs.decode();
+            prop_assert!(!instruction.is_invalid());
+            let writes = |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            let used = factory.info(&instruction).used_registers();
+            let counts = used.iter().any(|used| used.register().full_register() == Register::R14 && writes(used.access()));
+            prop_assert!(!mode.metered || meter || !counts, "{instruction} writes the count");
         }
         prop_assert_eq!(theirs.position(), at + described.len);
     }
@@ -58,19 +86,23 @@ fn agrees(text: &[u8]) -> Result<bool, TestCaseError> {
 
 #[test]
 fn the_unmutated_text_is_accepted() {
-    assert!(agrees(&accepted_text()).expect("agrees"));
+    for mode in MODES.into_iter().chain([SANDBOX]) {
+        assert!(agrees(&text_of(mode), mode).expect("agrees"), "{mode:?}");
+    }
 }
 
 #[test]
 fn single_bit_flips_are_refused_or_agree() {
-    let text = accepted_text();
-    let mut accepted = 0;
-    for bit in 0..text.len() * 8 {
-        let mut mutant = text.clone();
-        mutant[bit / 8] ^= 1 << (bit % 8);
-        accepted += usize::from(agrees(&mutant).expect("agrees"));
+    for mode in MODES.into_iter().chain([SANDBOX]) {
+        let text = text_of(mode);
+        let mut accepted = 0;
+        for bit in 0..text.len() * 8 {
+            let mut mutant = text.clone();
+            mutant[bit / 8] ^= 1 << (bit % 8);
+            accepted += usize::from(agrees(&mutant, mode).expect("agrees"));
+        }
+        assert!(accepted > 0, "the comparison never ran");
     }
-    assert!(accepted > 0, "the comparison never ran");
 }
 
 proptest! {
@@ -78,22 +110,27 @@ proptest! {
 
     #[test]
     fn random_bytes_never_panic(text in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = agrees(&text)?;
+        for mode in MODES.into_iter().chain([SANDBOX]) {
+            let _ = agrees(&text, mode)?;
+        }
     }
 
     #[test]
-    fn shuffled_and_cut_text_is_refused_or_agrees(from in 0_usize..1000, len in 0_usize..40, to in 0_usize..1000) {
-        let mut text = accepted_text();
+    fn shuffled_and_cut_text_is_refused_or_agrees(
+        mode in 0_usize..4, from in 0_usize..2000, len in 0_usize..40, to in 0_usize..2000,
+    ) {
+        let mode = MODES.get(mode).copied().unwrap_or(SANDBOX);
+        let mut text = text_of(mode);
         let from = from % text.len();
         let cut: Vec<u8> = text.drain(from..(from + len).min(text.len())).collect();
         let to = to % (text.len() + 1);
         text.splice(to..to, cut);
-        let _ = agrees(&text)?;
+        let _ = agrees(&text, mode)?;
     }
 
     #[test]
     fn likely_bytes_agree_with_iced(bytes in prop::collection::vec(likely(), 1..24)) {
-        let (mut oracle, mut tally) = (Oracle::new(Host::User), Tally::default());
+        let (mut oracle, mut tally) = (Oracle::new(Host::User, Mode::default()), Tally::default());
         oracle.compare(&bytes, &mut tally);
         prop_assert_eq!(tally.differences, 0, "{:?}", tally.examples);
     }

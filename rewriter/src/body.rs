@@ -89,6 +89,8 @@ pub struct Body {
     pub dynamic_arguments: i32,
     /// Instructions that compute the address of memory about to be allocated from a copy of the static stack pointer.
     pub arena_bases: BTreeSet<Key>,
+    /// Where the value of r14 waits while r14 counts; `None` = nothing names r14.
+    pub evicted: Option<crate::count::Evicted>,
 }
 
 impl Body {
@@ -250,6 +252,7 @@ impl<'a> Discovery<'a> {
             labels: self.labels,
             dynamic_arguments: self.dynamic_arguments,
             arena_bases: self.arena_bases,
+            evicted: None,
         }
     }
 

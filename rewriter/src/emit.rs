@@ -59,6 +59,8 @@ pub struct Image {
     pub map: Vec<MapEntry>,
     /// The places that end a call on purpose, ascending by [`Stub::at`].
     pub stubs: Vec<Stub>,
+    /// The original instructions for `.cordon.orig`: for each entry of `map` a length byte, at most 15, and that many bytes.
+    pub originals: Vec<u8>,
     /// Names of the objects that `map` refers to.
     pub objects: Vec<String>,
     pub note: NoteSpec,
@@ -103,8 +105,8 @@ const PAGE: u64 = 4096;
 /// [`EmitError`] if a part breaks the rules of the format.
 pub fn write(image: &Image) -> Result<Vec<u8>, EmitError> {
     check(image)?;
-    let (map, objects, note) = (map_bytes(image), object_names(image), note_bytes(image)?);
-    let sections = sections(image, &note, &map, &objects);
+    let parts = Parts { note: note_bytes(image)?, map: map_bytes(image), stubs: stub_bytes(image), objects: object_names(image) };
+    let sections = sections(image, &parts);
     let mut bytes = Vec::new();
     let mut writer = Writer::new(Endianness::Little, true, &mut bytes);
     let file = File::reserve(&mut writer, image, &sections)?;
@@ -138,6 +140,11 @@ fn map_bytes(image: &Image) -> Vec<u8> {
     image.map.iter().flat_map(|e| [e.new, e.object, e.section, e.old]).flat_map(u32::to_le_bytes).collect()
 }
 
+/// `.cordon.stubs`: two little-endian words per entry: at, and place with bit 31 set if the fuel is used up.
+fn stub_bytes(image: &Image) -> Vec<u8> {
+    image.stubs.iter().flat_map(|s| [s.at, s.place | u32::from(s.fuel) << 31]).flat_map(u32::to_le_bytes).collect()
+}
+
 /// `.cordon.objects`: NUL-terminated names.
 fn object_names(image: &Image) -> Vec<u8> {
     image.objects.iter().flat_map(|name| name.bytes().chain([0])).collect()
@@ -168,8 +175,16 @@ struct Section<'a> {
     size: u64,
 }
 
+/// Sections made of the image's tables.
+struct Parts {
+    note: Vec<u8>,
+    map: Vec<u8>,
+    stubs: Vec<u8>,
+    objects: Vec<u8>,
+}
+
 /// The sections that are not empty, by address and then by name.
-fn sections<'a>(image: &'a Image, note: &'a [u8], map: &'a [u8], objects: &'a [u8]) -> Vec<Section<'a>> {
+fn sections<'a>(image: &'a Image, parts: &'a Parts) -> Vec<Section<'a>> {
     let allocated = |name, flags, address: u64, bytes: &'a [u8]| Section {
         name,
         kind: elf::SHT_PROGBITS,
@@ -201,9 +216,11 @@ fn sections<'a>(image: &'a Image, note: &'a [u8], map: &'a [u8], objects: &'a [u
         allocated(".data", elf::SHF_WRITE, u64::from(image.data.start), &image.data.bytes),
         zeroed(".bss", elf::SHF_WRITE, &image.data),
         allocated(".text", elf::SHF_EXECINSTR, TEXT_VADDR, &image.text),
-        other(".note.cordon", elf::SHT_NOTE, 4, note),
-        other(".cordon.map", elf::SHT_PROGBITS, 4, map),
-        other(".cordon.objects", elf::SHT_PROGBITS, 1, objects),
+        other(".note.cordon", elf::SHT_NOTE, 4, &parts.note),
+        other(".cordon.map", elf::SHT_PROGBITS, 4, &parts.map),
+        other(".cordon.stubs", elf::SHT_PROGBITS, 4, &parts.stubs),
+        other(".cordon.orig", elf::SHT_PROGBITS, 1, &image.originals),
+        other(".cordon.objects", elf::SHT_PROGBITS, 1, &parts.objects),
         other(".debug_abbrev", elf::SHT_PROGBITS, 1, &debug.abbrev),
         other(".debug_info", elf::SHT_PROGBITS, 1, &debug.info),
         other(".debug_line", elf::SHT_PROGBITS, 1, &debug.line),

@@ -1,7 +1,9 @@
 //! Phase 8: from plans to bytes. Branches start short and grow until all reach; then bodies are placed one behind the other.
 
+use crate::emit::Stub;
 use crate::functions::CodeRef;
-use crate::plan::{Piece, Plan, Target};
+use crate::plan::{Piece, Plan, Target, UD2};
+use cordon_checker::layout::Forget;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -17,6 +19,9 @@ struct Placed {
     open: Vec<(usize, CodeRef)>,
     /// Per node: start within `bytes`.
     nodes: Vec<u32>,
+    /// Stubs and places to forget facts, with offsets within `bytes`.
+    stubs: Vec<Stub>,
+    forgets: Vec<Forget>,
 }
 
 /// The whole text.
@@ -29,6 +34,10 @@ pub struct Text {
     pub nodes: Vec<Vec<NewOff>>,
     /// The function that runs the constructors, if there are any.
     pub init: Option<NewOff>,
+    /// Ascending by [`Stub::at`].
+    pub stubs: Vec<Stub>,
+    /// Ascending by offset, one for each.
+    pub forgets: Vec<Forget>,
 }
 
 /// Function alignment in bytes.
@@ -51,6 +60,15 @@ pub fn lay_out(plans: &[Plan], entries: &[(CodeRef, u32)]) -> Result<Text, CodeR
         text.bytes.extend_from_slice(&body.bytes);
         text.bodies.push((NewOff(at as u32), NewOff(text.bytes.len() as u32)));
         text.nodes.push(body.nodes.iter().map(|n| NewOff(at as u32 + n)).collect());
+        let base = at as u32;
+        text.stubs.extend(body.stubs.iter().map(|s| Stub { at: base + s.at, place: base + s.place, ..*s }));
+        for forget in &body.forgets {
+            let offset = base + forget.offset;
+            match text.forgets.last_mut() {
+                Some(last) if last.offset == offset => last.keep &= forget.keep,
+                _ => text.forgets.push(Forget { offset, ..*forget }),
+            }
+        }
     }
     for (body, (at, _)) in placed.iter().zip(&text.bodies) {
         for (field, to) in &body.open {
@@ -93,7 +111,7 @@ fn offsets(pieces: &[Piece], long: &[bool], out: &mut Vec<u32>) {
     for (piece, long) in pieces.iter().zip(long) {
         out.push(at);
         at += match piece {
-            Piece::Node(_) | Piece::Label(_) => 0,
+            Piece::Node(_) | Piece::Label(_) | Piece::Forget(_) => 0,
             Piece::Bytes(b) => b.len() as u32,
             Piece::Jump(None, _) => {
                 if *long {
@@ -112,6 +130,7 @@ fn offsets(pieces: &[Piece], long: &[bool], out: &mut Vec<u32>) {
             Piece::Call(_) | Piece::JumpOut(None, _) => 5,
             Piece::JumpOut(Some(_), _) => 6,
             Piece::Hint(..) => 8,
+            Piece::Stub { .. } => UD2.len() as u32,
             Piece::Align => padding(at),
         };
     }
@@ -164,6 +183,11 @@ fn emit(placed: &mut Placed, piece: &Piece, at: &[u32], i: usize, long: bool, ta
     match piece {
         Piece::Node(n) => placed.nodes[*n as usize] = at[i],
         Piece::Label(_) => {}
+        Piece::Forget(keep) => placed.forgets.push(Forget { offset: at[i], keep: *keep }),
+        Piece::Stub { place, fuel } => {
+            bytes.extend(UD2);
+            placed.stubs.push(Stub { at: at[i], place: at[targets[place]], fuel: *fuel });
+        }
         Piece::Bytes(b) => bytes.extend_from_slice(b),
         Piece::Jump(condition, to) => {
             let distance = i64::from(at[targets[to]]) - i64::from(at[i + 1]);

@@ -3,6 +3,7 @@
 use cordon_checker::Mode;
 
 pub mod body;
+pub mod count;
 pub mod diag;
 pub mod dwarf;
 pub mod dynamic;
@@ -10,6 +11,8 @@ pub mod elf;
 pub mod emit;
 pub mod fixup;
 pub mod functions;
+pub mod init;
+pub mod instrument;
 pub mod layout;
 pub mod liveness;
 pub mod object;

@@ -36,20 +36,22 @@ pub const CALLEE_SAVED: u16 = bit(3) | bit(4) | bit(5) | bit(12) | bit(13) | bit
 /// Registers that a call may change (psABI 3.2.1).
 pub const CALLER_SAVED: u16 = !CALLEE_SAVED;
 /// rax (vector count of variadic calls), rdi, rsi, rdx, rcx, r8, r9, r10 (static chain), rsp.
-const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
+pub(crate) const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
 /// Results rax and rdx.
 const RESULTS: u16 = bit(0) | bit(2);
-const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+pub(crate) const STATUS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// What one instruction reads and overwrites.
 #[derive(Clone, Copy, Debug, Default)]
-struct Effect {
-    reads: Live,
-    kills: Live,
-    writes: u16,
+pub(crate) struct Effect {
+    pub reads: Live,
+    pub kills: Live,
+    pub writes: u16,
 }
 
-fn effect(factory: &mut InstructionInfoFactory, insn: &Instruction) -> Effect {
+/// The effect of one instruction, a call's apart.
+pub(crate) fn effect(factory: &mut InstructionInfoFactory, insn: &Instruction) -> Effect {
     let mut e = Effect::default();
     for used in factory.info(insn).used_registers() {
         if !used.register().is_gpr() {
@@ -90,8 +92,9 @@ pub fn written(factory: &mut InstructionInfoFactory, insn: &Instruction) -> u16 
     effect(factory, insn).writes
 }
 
-/// Registers that a call of each body may change, its callees' included (gcc's -fipa-ra counts on the others).
-fn clobbers(bodies: &[Body]) -> Vec<u16> {
+/// Registers that a call of each body may change, its callees' included (gcc's -fipa-ra counts on the others); functions that are not known
+/// change `unknown`.
+fn clobbers(bodies: &[Body], unknown: u16) -> Vec<u16> {
     let index: HashMap<CodeRef, usize> = bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let mut sets: Vec<u16> = Vec::with_capacity(bodies.len());
     let mut callees: Vec<Vec<usize>> = Vec::with_capacity(bodies.len());
@@ -107,7 +110,7 @@ fn clobbers(bodies: &[Body]) -> Vec<u16> {
                     calls.extend(index.get(&f).copied());
                 }
                 Flow::Call(..) | Flow::TailCall(_) | Flow::BranchOut(..) | Flow::CallIndirect(_) | Flow::TailIndirect => {
-                    set |= !CALLEE_SAVED;
+                    set |= unknown;
                 }
                 _ => {}
             }
@@ -139,11 +142,22 @@ pub struct Liveness {
     pub after: Vec<Live>,
 }
 
+impl Liveness {
+    /// Adds `registers` to every set.
+    fn with(mut self, registers: u16) -> Liveness {
+        for live in self.before.iter_mut().chain(&mut self.after) {
+            live.registers |= registers;
+        }
+        self
+    }
+}
+
 /// Solves liveness for all bodies together: what a function's callers still need after its return is live at its return, so that a scratch
-/// register is never one that gcc's -fipa-ra keeps a value in across the call.
+/// register is never one that gcc's -fipa-ra keeps a value in across the call. The registers `reserved` are live everywhere.
 #[must_use]
-pub fn solve(bodies: &[Body]) -> Vec<Liveness> {
-    let clobbers = clobbers(bodies);
+pub fn solve(bodies: &[Body], reserved: u16) -> Vec<Liveness> {
+    let kept = kept_across_indirect_calls(bodies);
+    let clobbers = clobbers(bodies, CALLER_SAVED & !kept);
     let index: HashMap<CodeRef, usize> = bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let callee = |flow: &Flow| match flow {
         Flow::Call(Outside::Function(f), _) | Flow::TailCall(Outside::Function(f)) | Flow::BranchOut(Outside::Function(f), _) => {
@@ -151,13 +165,13 @@ pub fn solve(bodies: &[Body]) -> Vec<Liveness> {
         }
         _ => None,
     };
-    let mut wanted: Vec<u16> = vec![0; bodies.len()];
+    let mut wanted: Vec<u16> = clobbers.iter().map(|c| kept & !c).collect();
     let mut solved: Vec<Option<Liveness>> = vec![None; bodies.len()];
     loop {
         let fresh: Vec<(usize, Liveness)> = (0..bodies.len())
             .into_par_iter()
             .filter(|i| solved[*i].is_none())
-            .map(|i| (i, solve_one(&bodies[i], wanted[i], |flow| callee(flow).map(|c| clobbers[c]))))
+            .map(|i| (i, solve_one(&bodies[i], wanted[i], |flow| callee(flow).map_or(!kept, |c| clobbers[c]))))
             .collect();
         for (i, live) in fresh {
             solved[i] = Some(live);
@@ -180,17 +194,55 @@ pub fn solve(bodies: &[Body]) -> Vec<Liveness> {
             }
         }
         if stable {
-            return solved.into_iter().flatten().collect();
+            return solved.into_iter().flatten().map(|l: Liveness| l.with(reserved)).collect();
         }
         wanted = next;
     }
 }
 
+/// Caller-saved registers that some function surely counts on across an indirect call: gcc does that where it knows what the pointer is (large code
+/// model). Then no function may change them that did not before.
+fn kept_across_indirect_calls(bodies: &[Body]) -> u16 {
+    let kept = |body: &Body| {
+        let indirect = |node: &Node| matches!(node.flow, Flow::CallIndirect(_));
+        if !body.nodes.iter().any(indirect) {
+            return (0, 0);
+        }
+        let mut factory = InstructionInfoFactory::new();
+        let effects: Vec<Effect> = body.nodes.iter().map(|node| certain_effect(&mut factory, node)).collect();
+        let live = fixpoint(body, &effects, |_| Live::default());
+        let after = |(_, live): (&Node, &Live)| live.registers;
+        let calls = || body.nodes.iter().zip(&live.after).filter(|(n, _)| indirect(n) || matches!(n.flow, Flow::Call(..)));
+        let through_pointers = calls().filter(|(n, _)| indirect(n)).map(after).fold(0, |a, b| a | b);
+        (through_pointers & CALLER_SAVED, calls().map(after).fold(0, |a, b| a | b) & CALLER_SAVED)
+    };
+    let (indirect, any) = bodies.par_iter().map(kept).reduce(|| (0, 0), |a, b| (a.0 | b.0, a.1 | b.1));
+    if indirect == 0 { 0 } else { any }
+}
+
+/// What a node reads for certain; calls change nothing but their results.
+fn certain_effect(factory: &mut InstructionInfoFactory, node: &Node) -> Effect {
+    let mut e = effect(factory, &node.insn);
+    let reading = |a| !matches!(a, OpAccess::Write | OpAccess::CondWrite | OpAccess::None | OpAccess::NoMemAccess);
+    let used = factory.info(&node.insn).used_registers().iter();
+    let read = used.filter(|u| u.register().is_gpr() && reading(u.access()) && !crate::count::ignores_value(&node.insn));
+    e.reads.registers = read.fold(0, |set, u| set | bit(u.register().full_register().number() as u16));
+    if let Flow::Call(..) | Flow::CallIndirect(_) = node.flow {
+        e.kills.registers |= RESULTS;
+    }
+    e
+}
+
 /// Liveness of one body whose callers need `wanted` after it; `callee` gives what the target of a direct call may change.
-fn solve_one(body: &Body, wanted: u16, callee: impl Fn(&Flow) -> Option<u16>) -> Liveness {
-    let n = body.nodes.len();
+fn solve_one(body: &Body, wanted: u16, callee: impl Fn(&Flow) -> u16) -> Liveness {
     let mut factory = InstructionInfoFactory::new();
     let effects: Vec<Effect> = body.nodes.iter().map(|node| node_effect(&mut factory, node, &callee)).collect();
+    fixpoint(body, &effects, |flow| leaving(flow, wanted))
+}
+
+/// Liveness of one body from its nodes' effects and what is live where it is left.
+fn fixpoint(body: &Body, effects: &[Effect], leaving: impl Fn(&Flow) -> Live) -> Liveness {
+    let n = body.nodes.len();
     let successors: Vec<Vec<u32>> = body.nodes.iter().map(|node| body.successors(node)).collect();
     let mut predecessors: Vec<Vec<u32>> = vec![Vec::new(); n];
     for (i, list) in successors.iter().enumerate() {
@@ -204,7 +256,7 @@ fn solve_one(body: &Body, wanted: u16, callee: impl Fn(&Flow) -> Option<u16>) ->
     while let Some(id) = work.pop() {
         let i = id as usize;
         queued[i] = false;
-        let out = successors[i].iter().fold(leaving(&body.nodes[i].flow, wanted), |l, &s| l.or(live.before[s as usize]));
+        let out = successors[i].iter().fold(leaving(&body.nodes[i].flow), |l, &s| l.or(live.before[s as usize]));
         let e = &effects[i];
         let before = Live { registers: out.registers & !e.kills.registers, flags: out.flags & !e.kills.flags }.or(e.reads);
         live.after[i] = out;
@@ -221,12 +273,12 @@ fn solve_one(body: &Body, wanted: u16, callee: impl Fn(&Flow) -> Option<u16>) ->
 }
 
 /// What a node reads and overwrites, calls included.
-fn node_effect(factory: &mut InstructionInfoFactory, node: &Node, callee: impl Fn(&Flow) -> Option<u16>) -> Effect {
+fn node_effect(factory: &mut InstructionInfoFactory, node: &Node, callee: impl Fn(&Flow) -> u16) -> Effect {
     let mut e = effect(factory, &node.insn);
     if let Flow::Call(..) | Flow::CallIndirect(_) = node.flow {
         e.reads.registers |= ARGUMENTS;
         // No compiler expects a value in a register that the callee may change.
-        e.kills.registers |= callee(&node.flow).unwrap_or(u16::MAX) & CALLER_SAVED;
+        e.kills.registers |= callee(&node.flow) & CALLER_SAVED;
         e.kills.flags = STATUS as u16;
         // `syscall` would keep them in r11, where nobody looks for them.
         e.reads.flags = 0;

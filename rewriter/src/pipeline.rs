@@ -10,10 +10,10 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::select::{self, GATES, START, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, fixup, layout, liveness, syscall};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness, syscall};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
-use cordon_checker::{Mode, Policy, check};
+use cordon_checker::{Policy, check};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -34,17 +34,22 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     }
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
-    let chosen = select::select(&program, &functions, entries, &imports)?;
+    let mut chosen = select::select(&program, &functions, entries, &imports)?;
+    if options.mode.metered {
+        count::free(&program, &mut chosen.bodies)?;
+    }
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
-    let env = Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies };
+    let env =
+        Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies, mode: options.mode };
     let plans = plans(env)?;
     let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
-    image.note = note(env, &plans, &text, options.mode);
+    image.note = note(env, &plans, &text);
     image.symbols = symbols(env, &text);
-    image.map = map(env, &text);
+    (image.map, image.originals) = map(env, &text);
+    image.stubs.clone_from(&text.stubs);
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
     image.text.clone_from(&text.bytes);
     let features = self_check(env, &image, &text)?;
@@ -104,8 +109,11 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
 }
 
 fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
-    let live = liveness::solve(&env.chosen.bodies);
-    let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(|i| plan::plan(env, i, &live[i])).collect();
+    let reserved = if env.mode.metered { count::COUNT_BIT } else { 0 };
+    let live = liveness::solve(&env.chosen.bodies, reserved);
+    let tail_called = instrument::tail_called(&env.chosen.bodies);
+    let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called));
+    let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();
     for result in results {
@@ -130,20 +138,12 @@ fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
         Refusals(vec![Diagnostic::new(place, "internal", "a function that is called was not laid out")])
     };
     let mut text = layout::lay_out(plans, &entries).map_err(missing)?;
-    if !env.chosen.constructors.is_empty() {
-        layout::pad(&mut text.bytes, 16);
-        text.init = Some(layout::NewOff(text.bytes.len() as u32));
-        // rsp is 8 modulo 16 at entry, so the calls are made with the psABI's alignment.
-        text.bytes.extend([0x48, 0x83, 0xec, 0x08]);
-        for at in &env.chosen.constructors {
-            let body = *env.bodies.get(at).ok_or_else(|| missing(*at))?;
-            let target = text.nodes[body][entries[body].1 as usize].0 as i64;
-            let next = text.bytes.len() as i64 + 5;
-            text.bytes.push(0xe8);
-            text.bytes.extend(((target - next) as i32).to_le_bytes());
-        }
-        text.bytes.extend([0x48, 0x83, 0xc4, 0x08, 0xc3]);
-    }
+    let start = |at: &CodeRef| {
+        let body = *env.bodies.get(at).ok_or_else(|| missing(*at))?;
+        Ok(text.nodes[body][entries[body].1 as usize].0)
+    };
+    let constructors = env.chosen.constructors.iter().map(start).collect::<Result<Vec<u32>, Refusals>>()?;
+    init::append(&mut text, &constructors, env.mode.metered);
     Ok(text)
 }
 
@@ -151,7 +151,7 @@ fn entry_node(body: &Body) -> u32 {
     body.node(crate::body::Key { context: crate::body::Context::default(), at: body.entry })
 }
 
-fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
+fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
     let space = env.space;
     let start = |at: &CodeRef| {
         let body = env.bodies[at];
@@ -178,7 +178,8 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text, mode: Mode) -> NoteSpec {
         slots,
         entries,
         imports: space.import_slots.iter().map(|(name, slot)| (*slot, name.clone())).collect(),
-        mode,
+        mode: env.mode,
+        forgets: text.forgets.clone(),
         ..NoteSpec::default()
     }
 }
@@ -243,29 +244,29 @@ fn symbols(env: Env<'_>, text: &Text) -> Vec<ImageSymbol> {
     made
 }
 
-fn map(env: Env<'_>, text: &Text) -> Vec<MapEntry> {
+/// Where each instruction came from, and the bytes of [`Image::originals`].
+fn map(env: Env<'_>, text: &Text) -> (Vec<MapEntry>, Vec<u8>) {
     let mut made = Vec::new();
     for (body, starts) in env.chosen.bodies.iter().zip(&text.nodes) {
         for (node, new) in body.nodes.iter().zip(starts) {
             let section = env.program.section(node.key.at.section);
-            made.push(MapEntry {
-                new: new.0,
-                object: section.object.0,
-                section: section.index as u32,
-                old: node.key.at.offset as u32,
-            });
+            let entry =
+                MapEntry { new: new.0, object: section.object.0, section: section.index as u32, old: node.key.at.offset as u32 };
+            let start = node.key.at.offset as usize;
+            made.push((entry, section.data.get(start..start + node.insn.len()).unwrap_or_default()));
         }
     }
     // Instructions that left nothing behind share their place with the next one, which is kept.
-    made.sort_by_key(|m| m.new);
-    let mut kept: Vec<MapEntry> = Vec::with_capacity(made.len());
+    made.sort_by_key(|(m, _)| m.new);
+    let mut kept: Vec<(MapEntry, &[u8])> = Vec::with_capacity(made.len());
     for entry in made {
         match kept.last_mut() {
-            Some(last) if last.new == entry.new => *last = entry,
+            Some(last) if last.0.new == entry.0.new => *last = entry,
             _ => kept.push(entry),
         }
     }
-    kept
+    let originals = kept.iter().flat_map(|(_, bytes)| std::iter::once(bytes.len() as u8).chain(bytes.iter().copied())).collect();
+    (kept.into_iter().map(|(entry, _)| entry).collect(), originals)
 }
 
 fn explanations(env: Env<'_>, plans: &[Plan], text: &Text) -> Vec<Explanation> {

@@ -1,6 +1,7 @@
 //! Debian's prebuilt archives, rewritten whole: half a million instructions that nobody here compiled. The checker accepts all of it, and no
 //! function is left out. `scripts/setup` installs the archives.
 
+use cordon_checker::{Mode, Protect};
 use cordon_rewriter::diag::Refusals;
 use cordon_rewriter::{Options, Rewritten, object::Input, rewrite};
 
@@ -8,11 +9,11 @@ use cordon_rewriter::{Options, Rewritten, object::Input, rewrite};
 const ARCHIVES: [(&str, usize); 7] =
     [("z", 121), ("bz2", 44), ("lz4", 162), ("zstd", 792), ("lzma", 341), ("sqlite3", 2671), ("lua5.4", 715)];
 
-fn whole(name: &str) -> Result<Rewritten, Refusals> {
+fn whole(name: &str, mode: Mode) -> Result<Rewritten, Refusals> {
     let path = format!("/usr/lib/x86_64-linux-gnu/lib{name}.a");
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}; scripts/setup installs it"));
     let inputs = [Input { name: path, bytes }];
-    let mut options = Options { whole_archive: true, ..Options::default() };
+    let mut options = Options { whole_archive: true, mode, ..Options::default() };
     // What the archive expects of its program, the host provides: names out of the first run's complaints.
     if let Err(refusals) = rewrite(&inputs, &options) {
         for problem in refusals.0.iter().filter(|p| p.code == "undefined-symbol") {
@@ -24,10 +25,9 @@ fn whole(name: &str) -> Result<Rewritten, Refusals> {
     rewrite(&inputs, &options)
 }
 
-#[test]
-fn every_function_of_debian_archives_is_rewritten() {
+fn rewrite_all(mode: Mode) {
     for (name, at_least) in ARCHIVES {
-        let made = whole(name).unwrap_or_else(|refusals| panic!("lib{name}.a: {refusals}"));
+        let made = whole(name, mode).unwrap_or_else(|refusals| panic!("lib{name}.a: {refusals}"));
         // Another point release of Debian may have more or a few fewer functions, never half.
         assert!(made.stats.functions > at_least / 2, "lib{name}.a: only {} functions", made.stats.functions);
         println!(
@@ -37,4 +37,19 @@ fn every_function_of_debian_archives_is_rewritten() {
             (made.stats.text_out as f64 / made.stats.text_in as f64 - 1.0) * 100.0
         );
     }
+}
+
+#[test]
+fn every_function_of_debian_archives_is_rewritten() {
+    rewrite_all(Mode::default());
+}
+
+#[test]
+fn every_function_of_debian_archives_is_metered() {
+    rewrite_all(Mode { matched: false, metered: true, protect: Protect::All });
+}
+
+#[test]
+fn every_function_of_debian_archives_is_matched_and_metered() {
+    rewrite_all(Mode { matched: true, metered: true, protect: Protect::All });
 }

@@ -1,4 +1,4 @@
-/* Judges hex text given as arguments with the note in a file: check NOTE user|kernel BYTE... */
+/* Judges hex text given as arguments with the note in a file: check NOTE user|kernel[:MODE] BYTE... (MODE: sum of enum cordon_mode) */
 #include "cordon_checker.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +19,9 @@ int main(int argc, char **argv)
         return 2;
     note_length = fread(note, 1, sizeof note, file);
     fclose(file);
-    policy = cordon_default_policy(strcmp(argv[2], "kernel") == 0 ? CORDON_HOST_KERNEL : CORDON_HOST_USER);
+    policy = cordon_default_policy(strncmp(argv[2], "kernel", 6) == 0 ? CORDON_HOST_KERNEL : CORDON_HOST_USER);
+    if (strchr(argv[2], ':'))
+        policy.mode = strtoull(strchr(argv[2], ':') + 1, NULL, 10);
     for (i = 3; i < argc; i++)
         text[length++] = (uint8_t)strtoul(argv[i], NULL, 16);
     if (cordon_scratch_words(length) > sizeof scratch / sizeof *scratch)

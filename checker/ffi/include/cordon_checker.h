@@ -13,11 +13,19 @@ extern "C" {
 
 enum cordon_host { CORDON_HOST_USER = 0, CORDON_HOST_KERNEL = 1 };
 
-/* The host's terms: a set of extension bits (checker/src/policy.rs), greatest stack depth in bytes, a multiple of 8. */
+/* What images must prove besides the sandbox; bits of cordon_policy.mode. */
+enum cordon_mode {
+    CORDON_MODE_MATCH = 2,   /* no access without a check of its 64-bit address */
+    CORDON_MODE_METERED = 4, /* every instruction is paid for */
+    CORDON_MODE_STORES = 8,  /* less is enough: loads may be left alone (user hosts only) */
+};
+
+/* The host's terms: a set of extension bits (checker/src/policy.rs), greatest stack depth in bytes, a multiple of 8, the least mode. */
 struct cordon_policy {
     uint32_t host; /* enum cordon_host */
     uint32_t max_depth;
     uint64_t features;
+    uint64_t mode; /* a set of enum cordon_mode; 0 = sandbox */
 };
 
 enum cordon_verdict {
@@ -25,7 +33,7 @@ enum cordon_verdict {
     CORDON_REJECTED = 1,     /* text: cordon_report.offset and .rule tell */
     CORDON_BAD_NOTE = 2,     /* the note has no valid form */
     CORDON_BAD_LAYOUT = 3,   /* the note's layout does not hold for this policy */
-    CORDON_BAD_ARGUMENT = 4, /* null pointer, unknown host */
+    CORDON_BAD_ARGUMENT = 4, /* null pointer, unknown host or mode */
 };
 
 struct cordon_report {

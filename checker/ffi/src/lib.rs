@@ -1,7 +1,7 @@
 //! C interface of the checker (`include/cordon_checker.h` documents it). The only unsafe code here turns the caller's pointers into slices.
 #![no_std]
 
-use cordon_checker::note::Note;
+use cordon_checker::note::{FLAG_MATCH, FLAG_METERED, FLAG_STORES, Note, mode_of};
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Policy, Rule, check, is_start, scratch_len};
 
@@ -21,6 +21,7 @@ pub struct CPolicy {
     host: u32,
     max_depth: u32,
     features: u64,
+    mode: u64,
 }
 
 #[repr(C)]
@@ -46,7 +47,11 @@ impl CPolicy {
             1 => Host::Kernel,
             _ => return None,
         };
-        Some(Policy { host, features: Features(self.features), max_depth: self.max_depth, ..Policy::USER })
+        let flags = u32::try_from(self.mode).ok()?;
+        if flags & !(FLAG_MATCH | FLAG_METERED | FLAG_STORES) != 0 {
+            return None;
+        }
+        Some(Policy { host, features: Features(self.features), max_depth: self.max_depth, mode: mode_of(flags) })
     }
 }
 
@@ -62,7 +67,7 @@ unsafe fn slice<'a, T>(start: *const T, len: usize) -> Option<&'a [T]> {
 #[unsafe(no_mangle)]
 pub extern "C" fn cordon_default_policy(host: u32) -> CPolicy {
     let policy = if host == 1 { Policy::KERNEL } else { Policy::USER };
-    CPolicy { host, max_depth: policy.max_depth, features: policy.features.0 }
+    CPolicy { host, max_depth: policy.max_depth, features: policy.features.0, mode: 0 }
 }
 
 #[unsafe(no_mangle)]

@@ -28,6 +28,8 @@ pub mod flag {
     pub const FLOAT_ARGS: u32 = 64;
     /// Some import of the window takes or gives floating-point values.
     pub const FLOAT_IMPORTS: u32 = 128;
+    /// The text counts its instructions in r14.
+    pub const METERED: u32 = 256;
 }
 
 /// Stop codes that the assembly leaves in [`Context::stop`].
@@ -44,6 +46,8 @@ pub mod stop {
     pub const IMPORT: u32 = 4;
     /// The timer's signal handler ended a call that ran too long.
     pub const TIME: u32 = 5;
+    /// A gate of a metered image was to do more than the fuel lasts for.
+    pub const FUEL: u32 = 6;
 }
 
 /// State of one entry; a nested entry on the same native stack saves and restores it as a whole.
@@ -68,13 +72,17 @@ pub struct Frame {
     /// How the entry ended, see [`stop`].
     pub stop: u32,
     pub padding: u32,
-    /// Integer arguments of the entry, then of the running import.
+    /// Integer arguments of the entry, then of the running import; rdi, rsi, rdx, rcx of a gate that refuses them, and its address.
     pub args: [u64; 6],
     /// Floating-point arguments of the entry, then of the running import.
     pub float_args: [f64; 8],
     /// rax and xmm0 at return; result of a host import.
     pub result: u64,
     pub float_result: f64,
+    /// The [`Frame`] of the entry around a nested one, on the host's stack, or 0.
+    pub previous: u64,
+    /// r14 at the entry, in a host import, and at the end: the fuel left, where the text is metered.
+    pub fuel: u64,
 }
 
 /// What the signal handler saw, words only: it allocates nothing.
@@ -90,8 +98,6 @@ pub struct RawFault {
     pub flags: u64,
     /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
     pub registers: [u64; 16],
-    /// A text address near the top of the native stack (the return address, for a fault in a gate or stub), or 0.
-    pub caller: u64,
 }
 
 /// See the module.
@@ -130,6 +136,8 @@ pub struct Context {
     pub stack_start: u64,
     pub guard_start: u64,
     pub clock: Clock,
+    /// Fuel that the outermost entry was given, where the text is metered.
+    pub fuel_limit: u64,
     /// Entries of this thread that are nested in each other, this one included.
     pub nesting: u32,
     /// Context of the next outer invocation of this thread, or 0.

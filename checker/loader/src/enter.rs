@@ -4,9 +4,10 @@
 //! handler; return, fault and refused gate all leave through the same code, which restores the host's callee-saved registers, control
 //! words, segment base and direction flag.
 
-use crate::context::{Context, HOME, flag, stop};
+use crate::context::{Context, Frame, HOME, flag, stop};
 use crate::error::Error;
 use crate::fault::Fault;
+use crate::fuel;
 use crate::imports::host_import;
 use crate::thread;
 use crate::time::Overrun;
@@ -48,6 +49,7 @@ global_asm!(
     FLOAT_VALUES = const frame!(float_args),
     RESULT = const frame!(result),
     FLOAT_RESULT = const frame!(float_result),
+    FUEL = const frame!(fuel),
     AVX = const flag::AVX,
     X87 = const flag::X87,
     NT = const flag::NT,
@@ -90,7 +92,7 @@ pub fn copy_routine() -> (std::ops::Range<u64>, u64) {
 /// # Safety
 /// Each of the two ranges is host memory valid for the access, or lies wholly inside a window's reservation, where any page may be missing.
 pub unsafe fn try_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
-    crate::fault::install();
+    crate::signal::install();
     // SAFETY: the caller's promise; a fault inside the routine is turned into the result 1 by the signal handler.
     unsafe { cordon_loader_copy(to, from, len) == 0 }
 }
@@ -149,10 +151,19 @@ pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64;
         local.give_back(stack);
         return Err(error);
     }
+    let metered = window.flags & flag::METERED != 0;
+    // SAFETY: `outer` is null or an invocation further up this thread's stack, as above.
+    let fuel = if metered { unsafe { window.tank.allowed(outer) } } else { 0 };
+    // SAFETY: the context is this invocation's.
+    unsafe { (*cx).fuel_limit = fuel };
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
-    let code = unsafe { run(cx, cx as u64, window.flags, ints, floats) };
+    let code = unsafe { run(cx, cx as u64, window.flags, ints, floats, fuel) };
     local.current.set(outer);
+    if metered {
+        // SAFETY: as above; the context is still this invocation's.
+        unsafe { window.tank.settle(outer, fuel, (*cx).frame.fuel) };
+    }
     // SAFETY: the context is still this invocation's.
     let returned = unsafe {
         match code {
@@ -192,7 +203,11 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
         }
         *(rsp as *mut u64) = target;
         (*cx).nesting += 1;
-        let returned = match run(cx, rsp, window.flags, ints, None) {
+        // What this entry leaves is what the outer one goes on with. Text that is not metered starts with no value of the outer entry.
+        let metered = window.flags & flag::METERED != 0;
+        let limit = if metered { fuel::sound(saved.fuel) } else { 0 };
+        (*cx).frame.previous = ptr::from_ref(&saved) as u64;
+        let returned = match run(cx, rsp, window.flags, ints, None, limit) {
             stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
             code => {
                 let invocation = (*cx).invocation as *mut Invocation;
@@ -200,7 +215,8 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
             }
         };
         (*cx).nesting -= 1;
-        (*cx).frame = saved;
+        let left = if metered { fuel::sound((*cx).frame.fuel) } else { saved.fuel };
+        (*cx).frame = Frame { fuel: left, ..saved };
         (*cx).flags = flags;
         returned
     }
@@ -210,10 +226,11 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
 ///
 /// # Safety
 /// As for [`enter`]: `cx` is filled in, the word at `rsp` is the address to call, and below `rsp` the native stack is free.
-unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> u32 {
+unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>, fuel: u64) -> u32 {
     // SAFETY: the caller's promise; the assembly keeps every register that the C calling convention keeps.
     unsafe {
         (*cx).frame.args = *ints;
+        (*cx).frame.fuel = fuel;
         (*cx).flags = flags;
         if let Some(floats) = floats {
             (*cx).frame.float_args = *floats;

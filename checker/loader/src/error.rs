@@ -26,6 +26,9 @@ pub enum Error {
     /// The text uses an instruction-set extension that this CPU or kernel does not offer.
     #[error("this CPU lacks {0}")]
     Cpu(&'static str),
+    /// A fuel limit for an image that does not count its instructions.
+    #[error("the image is not metered, so its calls cannot be given a fuel limit")]
+    NotMetered,
     /// The image wants more memory than the options allow.
     #[error("image wants {wanted} bytes of memory per window, {limit} are allowed")]
     MemoryLimit { wanted: u64, limit: u64 },
@@ -47,6 +50,12 @@ pub enum Error {
     /// Byte arguments do not fit the image's argument area.
     #[error("arguments need {wanted} bytes, the argument area has {available}")]
     ArgumentArea { wanted: u64, available: u64 },
+    /// A second exact argument: only one can lie at the end of the argument area; or no unmapped page follows that area.
+    #[error("no place for an exact argument: {0}")]
+    Exact(&'static str),
+    /// A memory that cannot be made or cannot be shared.
+    #[error("memory cannot be shared: {0}")]
+    SharedMemory(&'static str),
     /// A window range that is not mapped, or not writable by the host.
     #[error("window range {offset:#x}+{len:#x} is not accessible")]
     Range { offset: u64, len: u64 },

@@ -1,22 +1,19 @@
-//! Faults of handlers: the signal handler that turns them into the end of a call, and the report.
+//! Faults of handlers: what is kept of one when it happens. The report is made of it when somebody asks ([`Fault::report`]).
 
 use crate::context::{Context, RawFault, stop};
-use crate::enter;
-use crate::gates;
+use crate::fuel::{self, FuelUse};
+use crate::gates::{self, Shape};
+use crate::image::Image;
 use crate::image::places::Origin;
-use crate::thread;
+use crate::report::Report;
+use crate::report::backtrace::{Start, Trace};
 use crate::time::Overrun;
 use crate::window::Inner;
 use cordon_checker::layout::NULL_ZONE_END;
-use std::cell::UnsafeCell;
+use cordon_checker::policy::Host;
+use cordon_checker::{MemoryOperand, describe};
 use std::fmt;
-use std::mem::MaybeUninit;
-use std::ptr;
-use std::sync::Once;
 use std::time::Duration;
-
-/// Signals that a fault of a handler can raise.
-pub const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
 
 /// Exception vectors (SDM volume 3, table 7-1).
 mod vector {
@@ -34,16 +31,17 @@ mod vector {
 
 /// Page-fault error code: the access was a write.
 const ERROR_WRITE: u64 = 2;
-/// Words of the native stack that are searched for the caller of a gate or stub.
-const CALLER_WORDS: u64 = 8;
-/// Flags after an abort: the reserved bit and IF.
-const CLEAN_FLAGS: i64 = 0x202;
 const WINDOW: u64 = 1 << 32;
 /// Unmapped bytes above the window.
 const EDGE: u64 = 64 << 10;
+/// Index of rsp among the general registers.
+const RSP: usize = 4;
+/// Index of r14, the count of metered text.
+const R14: usize = 14;
 
 /// What stopped a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum FaultKind {
     /// Access below 64 KiB: a null pointer, most likely.
@@ -58,6 +56,8 @@ pub enum FaultKind {
     DataStackOverflow,
     /// Too many nested calls or saved registers for the native stack.
     NativeStackOverflow,
+    /// Match mode: an access whose 64-bit address is not the handler's; it did not happen.
+    StrayAccess,
     /// Integer division by zero or with a quotient that does not fit.
     Divide,
     /// `ud2`: abort, an unreachable place, a failed check.
@@ -70,7 +70,7 @@ pub enum FaultKind {
     Misaligned,
     /// Unmasked floating-point exception.
     FloatingPoint,
-    /// A gate's offset and length leave the window.
+    /// A gate was given a pointer above the window, or a range that leaves it.
     GateRange,
     /// The kernel could not provide a page (SIGBUS).
     MemoryError,
@@ -78,6 +78,8 @@ pub enum FaultKind {
     Outside,
     /// The call took longer than its time limit; [`Fault::overrun`] has the details.
     TimeLimit,
+    /// The call would have executed more instructions than its fuel lasts for; [`Fault::fuel`] has the details.
+    Fuel,
 }
 
 impl FaultKind {
@@ -91,6 +93,7 @@ impl FaultKind {
             FaultKind::Table => "store to the code-pointer table",
             FaultKind::DataStackOverflow => "data stack overflow",
             FaultKind::NativeStackOverflow => "native stack overflow",
+            FaultKind::StrayAccess => "access outside the handler's memory",
             FaultKind::Divide => "integer division error",
             FaultKind::Trap => "trap instruction",
             FaultKind::BadCodePointer => "call through a bad code pointer",
@@ -101,6 +104,32 @@ impl FaultKind {
             FaultKind::MemoryError => "memory error",
             FaultKind::Outside => "fault outside the window",
             FaultKind::TimeLimit => "time limit exceeded",
+            FaultKind::Fuel => "out of fuel",
+        }
+    }
+
+    /// A stable name in kebab-case.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            FaultKind::NullZone => "null-zone",
+            FaultKind::Unmapped => "unmapped",
+            FaultKind::ReadOnly => "read-only",
+            FaultKind::Table => "table",
+            FaultKind::DataStackOverflow => "data-stack-overflow",
+            FaultKind::NativeStackOverflow => "native-stack-overflow",
+            FaultKind::StrayAccess => "stray-access",
+            FaultKind::Divide => "divide",
+            FaultKind::Trap => "trap",
+            FaultKind::BadCodePointer => "bad-code-pointer",
+            FaultKind::IllegalInstruction => "illegal-instruction",
+            FaultKind::Misaligned => "misaligned",
+            FaultKind::FloatingPoint => "floating-point",
+            FaultKind::GateRange => "gate-range",
+            FaultKind::MemoryError => "memory-error",
+            FaultKind::Outside => "outside",
+            FaultKind::TimeLimit => "time-limit",
+            FaultKind::Fuel => "fuel",
         }
     }
 }
@@ -111,8 +140,9 @@ impl fmt::Display for FaultKind {
     }
 }
 
-/// A read or a write.
+/// A read or a write; an access that does both counts as a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum FaultAccess {
     Read,
     Write,
@@ -126,32 +156,49 @@ pub struct FaultRegisters {
     pub flags: u32,
 }
 
-/// Why and where a handler was stopped. It holds window offsets and text offsets only, no host address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl FaultRegisters {
+    /// Names of [`FaultRegisters::general`].
+    pub const NAMES: [&'static str; 16] =
+        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+
+    /// The 64-bit address of a window operand.
+    fn address(&self, operand: &MemoryOperand) -> u64 {
+        let register = |number: Option<u8>| number.map_or(0, |n| self.general[usize::from(n) & 15]);
+        let index = register(operand.index).wrapping_mul(operand.scale.into());
+        register(operand.base).wrapping_add(index).wrapping_add_signed(operand.disp.into())
+    }
+}
+
+/// Why and where a handler was stopped: the facts, kept when it happened. It holds window offsets and text offsets only, no host address.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Fault {
     pub kind: FaultKind,
-    /// Text offset of the instruction at which the call ended; in a gate, stub or host function, the return address of its call.
+    /// Text offset of the instruction at which the call ended, for a stray access that of the access; in a gate, stub or host function, the
+    /// return address of its call.
     pub text_offset: Option<u32>,
-    /// Function that contains it, with the distance from its start.
-    pub function: Option<(String, u32)>,
-    /// Where that instruction came from.
-    pub origin: Option<Origin>,
     /// The built-in gate in which the fault happened.
     pub gate: Option<&'static str>,
-    /// Window offset of the access.
-    pub address: Option<u32>,
+    /// The 64-bit address of the access, as the handler computed it: base, index and displacement added without truncation, with the
+    /// registers as they stood at the fault or at the failed check. A gate's pointer argument, or where the gate was with it.
+    pub address: Option<u64>,
+    /// Where in the window the access began, or would have begun.
+    pub window_offset: Option<u32>,
+    /// Bytes of the access, for a gate of the whole range, where they are known.
+    pub bytes: Option<u64>,
     pub access: Option<FaultAccess>,
     /// Absent for faults in gates and host functions.
     pub registers: Option<FaultRegisters>,
-    /// The host function after which the time limit ended the call.
-    pub import: Option<String>,
     /// Which time limit ended the call.
     pub overrun: Option<Overrun>,
+    /// The fuel of the call, where the image is metered.
+    pub fuel: Option<FuelUse>,
+    pub(crate) trace: Trace,
 }
 
 impl std::error::Error for Fault {}
 
+/// One line; [`Report`] has more.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
@@ -160,26 +207,29 @@ impl fmt::Display for Fault {
             let whose = if overrun.outer { " of an outer call" } else { "" };
             write!(f, " ({:?}{whose}, ended after {elapsed:?})", overrun.limit)?;
         }
+        if let (FaultKind::Fuel, Some(fuel)) = (self.kind, self.fuel) {
+            write!(f, " ({} instructions)", fuel.limit)?;
+        }
         match self.access {
             Some(FaultAccess::Read) => write!(f, " (read)")?,
             Some(FaultAccess::Write) => write!(f, " (write)")?,
             None => {}
         }
         if let Some(address) = self.address {
-            write!(f, " at window address {address:#x}")?;
+            write!(f, " at {address:#x}")?;
         }
         if let Some(gate) = self.gate {
             write!(f, " in gate `{gate}`")?;
         }
-        if let Some(import) = &self.import {
+        if let Some(import) = self.import() {
             write!(f, " in import `{import}`")?;
         }
-        match (&self.function, self.text_offset) {
+        match (self.function(), self.text_offset) {
             (Some((name, distance)), Some(offset)) => write!(f, " in {name}+{distance:#x} (text offset {offset:#x})")?,
             (None, Some(offset)) => write!(f, " at text offset {offset:#x}")?,
             _ => {}
         }
-        match &self.origin {
+        match self.origin() {
             Some(origin) => write!(f, ", from {origin}"),
             None => Ok(()),
         }
@@ -187,94 +237,231 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
+    /// The full report: names, source lines, the original instruction, the backtrace. It takes microseconds to milliseconds; the first
+    /// one of an image checks its text once more and reads its line table.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report::of(self)
+    }
+
+    /// The image whose code was running.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.trace.image
+    }
+
+    /// Text offset of the instruction at which the call ended or which called the gate or host function it ended in.
+    pub(crate) fn place(&self) -> Option<u32> {
+        self.text_offset.map(|offset| if self.trace.is_called() { offset.saturating_sub(1) } else { offset })
+    }
+
+    /// The function that contains the instruction, and the distance of [`Fault::text_offset`] from its start.
+    #[must_use]
+    pub fn function(&self) -> Option<(&str, u32)> {
+        let (name, distance) = self.image().function_at(self.place()?)?;
+        Some((name, distance + (self.text_offset? - self.place()?)))
+    }
+
+    /// Where the instruction came from.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        self.image().origin_of(self.place()?)
+    }
+
+    /// The host function in or after which the call ended.
+    #[must_use]
+    pub fn import(&self) -> Option<&str> {
+        Some(&self.image().imports().get(self.trace.import? as usize)?.name)
+    }
+
     /// Reports how the entry described by `cx` was stopped with `code`.
     pub(crate) fn of(window: &Inner, cx: &Context, code: u32) -> Fault {
-        match code {
+        let mut fault = match code {
             stop::FAULT => Fault::from_signal(window, cx, &cx.fault),
             stop::TIME => {
                 let overrun = Some(cx.clock.overrun());
                 Fault { overrun, ..Fault::interrupted(window, cx, &cx.fault, FaultKind::TimeLimit) }
             }
-            stop::GATE_RANGE => {
-                let offset = cx.frame.args[0];
-                let kind = if offset < u64::from(NULL_ZONE_END) {
-                    FaultKind::NullZone
-                } else if offset < cx.table_end {
-                    FaultKind::Table
-                } else {
-                    FaultKind::GateRange
-                };
-                // SAFETY: the gate's stack pointer lies in the native stack of this context.
-                let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
-                let gate = window.image.import_called_before(caller).and_then(gates::built_in);
-                Fault { address: u32::try_from(offset).ok(), gate, ..Fault::at(window, kind, text_offset(cx, caller)) }
-            }
-            stop::STACK => {
-                // SAFETY: as above; the host gate pushes nothing before it looks.
-                let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
-                Fault::at(window, FaultKind::NativeStackOverflow, text_offset(cx, caller))
-            }
-            _ => Fault::at(window, FaultKind::Outside, None),
-        }
+            stop::GATE_RANGE => Fault::refused(window, cx),
+            stop::FUEL => Fault::at_gate(window, cx, FaultKind::Fuel),
+            stop::STACK => Fault { gate: None, ..Fault::at_gate(window, cx, FaultKind::NativeStackOverflow) },
+            _ => Fault::at(FaultKind::Outside, Trace::none(window)),
+        };
+        fault.fuel = fuel_of(window, cx);
+        fault
     }
 
-    fn at(window: &Inner, kind: FaultKind, text_offset: Option<u32>) -> Fault {
-        let places = window.image.places();
+    fn at(kind: FaultKind, trace: Trace) -> Fault {
         Fault {
             kind,
-            text_offset,
-            function: text_offset.and_then(|o| places.function(o)).map(|(name, distance)| (name.to_owned(), distance)),
-            origin: text_offset.and_then(|o| places.origin(o)),
+            text_offset: trace.place(),
             gate: None,
             address: None,
+            window_offset: None,
+            bytes: None,
             access: None,
             registers: None,
-            import: None,
             overrun: None,
+            fuel: None,
+            trace,
         }
     }
 
-    /// The end of a call that met a time limit in its running host function.
-    pub(crate) fn in_host_function(window: &Inner, cx: &Context, overrun: Overrun) -> Fault {
-        // SAFETY: the host gate stored its stack pointer, which lies in the native stack of this context.
-        let caller = unsafe { caller_of(cx, cx.frame.gate_rsp) };
-        let import = window.image.imports().get(cx.frame.import as usize).map(|i| i.name.clone());
-        Fault { import, overrun: Some(overrun), ..Fault::at(window, FaultKind::TimeLimit, text_offset(cx, caller)) }
+    /// The end of a call in a gate that gave its stack pointer, which points at its return address, and its own address.
+    fn at_gate(window: &Inner, cx: &Context, kind: FaultKind) -> Fault {
+        let trace = Trace::of(window, cx, cx.frame.gate_rsp, Start::Called { words: 0 });
+        Fault { gate: gate_called(&trace, gates::name_at(cx.frame.args[4])), ..Fault::at(kind, trace) }
     }
 
-    /// A call that was not begun, because a limit around it has passed.
-    pub(crate) fn not_begun(window: &Inner, overrun: Overrun) -> Fault {
-        Fault { overrun: Some(overrun), ..Fault::at(window, FaultKind::TimeLimit, None) }
-    }
-
-    fn from_signal(window: &Inner, cx: &Context, raw: &RawFault) -> Fault {
-        let write = raw.error & ERROR_WRITE != 0;
-        let mut fault = Fault::interrupted(window, cx, raw, kind_of(window, cx, raw));
-        if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) < WINDOW {
-            fault.address = u32::try_from(raw.address.wrapping_sub(cx.base)).ok();
-            fault.access = Some(if write { FaultAccess::Write } else { FaultAccess::Read });
+    /// The end of a call in a gate that refused its arguments.
+    fn refused(window: &Inner, cx: &Context) -> Fault {
+        let mut fault = Fault::at_gate(window, cx, FaultKind::GateRange);
+        if let Some(range) = fault.gate.and_then(gates::shape).and_then(|shape| refused_range(shape, cx)) {
+            fault.kind = range.kind(cx);
+            fault.address = Some(range.start);
+            fault.window_offset = Some(range.start as u32);
+            fault.bytes = range.len;
+            fault.access = Some(range.access);
         }
         fault
     }
 
+    /// The end of a call in its running host function, or when that returned.
+    fn in_host_function(window: &Inner, cx: &Context, kind: FaultKind) -> Fault {
+        let mut trace = Trace::of(window, cx, cx.frame.gate_rsp, Start::Called { words: 0 });
+        trace.import = Some(cx.frame.import);
+        Fault { fuel: fuel_of(window, cx), ..Fault::at(kind, trace) }
+    }
+
+    /// The end of a call that met a time limit in its running host function.
+    pub(crate) fn late(window: &Inner, cx: &Context, overrun: Overrun) -> Fault {
+        Fault { overrun: Some(overrun), ..Fault::in_host_function(window, cx, FaultKind::TimeLimit) }
+    }
+
+    /// The end of a call whose host function asked for more fuel than there was.
+    pub(crate) fn starved(window: &Inner, cx: &Context) -> Fault {
+        Fault::in_host_function(window, cx, FaultKind::Fuel)
+    }
+
+    /// A call that was not begun, because a limit around it has passed.
+    pub(crate) fn not_begun(window: &Inner, overrun: Overrun) -> Fault {
+        Fault { overrun: Some(overrun), ..Fault::at(FaultKind::TimeLimit, Trace::none(window)) }
+    }
+
+    fn from_signal(window: &Inner, cx: &Context, raw: &RawFault) -> Fault {
+        let mut fault = Fault::interrupted(window, cx, raw, kind_of(window, cx, raw));
+        match fault.kind {
+            FaultKind::StrayAccess => fault.tell_operand(None),
+            FaultKind::Misaligned => fault.tell_operand(None),
+            _ if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) < WINDOW => {
+                let failed = raw.address.wrapping_sub(cx.base) as u32;
+                fault.access = Some(if raw.error & ERROR_WRITE != 0 { FaultAccess::Write } else { FaultAccess::Read });
+                fault.tell_operand(Some(failed));
+            }
+            _ => {}
+        }
+        fault
+    }
+
+    /// Fills in the access of the instruction at the fault's place, of which byte `failed` could not be accessed.
+    fn tell_operand(&mut self, failed: Option<u32>) {
+        (self.window_offset, self.address, self.trace.failed) = (failed, failed.map(u64::from), failed);
+        let place = self.text_offset.and_then(|offset| self.trace.image.text().get(offset as usize..));
+        let operand = place.and_then(|bytes| describe(bytes, Host::User).ok()?.memory);
+        let (Some(operand), Some(registers)) = (operand, &self.registers) else { return };
+        let address = registers.address(&operand);
+        let start = address as u32;
+        if failed.is_none_or(|failed| failed.wrapping_sub(start) < operand.bytes.into()) {
+            (self.window_offset, self.address, self.bytes) = (Some(start), Some(address), Some(operand.bytes.into()));
+            self.access = self.access.or(Some(if operand.write { FaultAccess::Write } else { FaultAccess::Read }));
+        }
+    }
+
     /// The end of a call at an interrupted instruction.
     fn interrupted(window: &Inner, cx: &Context, raw: &RawFault, kind: FaultKind) -> Fault {
-        let in_text = window.image.text_range().contains(&raw.rip);
-        let place = if in_text { text_offset(cx, raw.rip) } else { text_offset(cx, raw.caller) };
-        let mut fault = Fault::at(window, kind, place);
-        fault.gate = gates::name_at(raw.rip);
+        let gate = gates::name_at(raw.rip);
+        let rip = raw.rip.wrapping_sub(window.image.text_range().start) as u32;
+        let start = match gate.and_then(gates::shape) {
+            _ if window.image.text_range().contains(&raw.rip) => Start::Instruction { rip },
+            None => Start::Called { words: 0 },
+            // At every access of a gate it is known how much it has pushed, at any instruction it is not.
+            Some(shape) if raw.trap == vector::PAGE && kind != FaultKind::TimeLimit => {
+                Start::Called { words: shape.pushed(window.image.mode().metered) }
+            }
+            Some(_) => Start::Search,
+        };
+        let trace = Trace::of(window, cx, raw.registers[RSP], start);
+        let mut fault = Fault { gate: gate_called(&trace, gate), ..Fault::at(kind, trace) };
+        if matches!(kind, FaultKind::StrayAccess | FaultKind::Fuel)
+            && let Some(stub) = window.image.places().stub(rip)
+        {
+            fault.text_offset = Some(stub.place);
+        }
         // A gate's registers hold host values; text and stubs run with the handler's.
         if window.image.code_range().contains(&raw.rip) {
             let mut general = raw.registers;
-            general[4] &= 0xffff_ffff;
+            general[RSP] &= 0xffff_ffff;
             fault.registers = Some(FaultRegisters { general, flags: raw.flags as u32 });
         }
         fault
     }
 }
 
-fn text_offset(cx: &Context, address: u64) -> Option<u32> {
-    (cx.text_start..cx.text_end).contains(&address).then(|| u32::try_from(address - cx.text_start).ok())?
+/// The name by which the handler called `gate`, where several names lead to the same one.
+fn gate_called(trace: &Trace, gate: Option<&'static str>) -> Option<&'static str> {
+    let called = trace.place().and_then(|end| trace.image.import_called_before(end)).and_then(gates::built_in);
+    called.filter(|name| gate.is_some_and(|gate| gates::address(name, false) == gates::address(gate, false))).or(gate)
+}
+
+/// A range of window memory that a gate was given.
+#[derive(Clone, Copy, Debug)]
+struct GateRange {
+    /// All 64 bits that the handler passed.
+    start: u64,
+    /// Bytes, at most `u64::MAX`; if that is not known, one element is looked at.
+    len: Option<u64>,
+    access: FaultAccess,
+}
+
+impl GateRange {
+    /// Whether the gates refuse it.
+    fn is_refused(&self, cx: &Context) -> bool {
+        let end = self.start.checked_add(self.len.unwrap_or(1));
+        let leaves = self.start >= WINDOW || end.is_none_or(|end| end > WINDOW);
+        leaves || self.access == FaultAccess::Write && self.start < cx.table_end
+    }
+
+    fn kind(&self, cx: &Context) -> FaultKind {
+        match (self.access, self.start) {
+            (_, start) if start < u64::from(NULL_ZONE_END) => FaultKind::NullZone,
+            (FaultAccess::Write, start) if start < cx.table_end => FaultKind::Table,
+            _ => FaultKind::GateRange,
+        }
+    }
+}
+
+/// The first of a gate's ranges that it refused, if it is known.
+fn refused_range(shape: Shape, cx: &Context) -> Option<GateRange> {
+    let [rdi, rsi, rdx, rcx, ..] = cx.frame.args;
+    let range = |start, len, access| Some(GateRange { start, len, access });
+    let (read, write) = (FaultAccess::Read, FaultAccess::Write);
+    let ranges = match shape {
+        Shape::Bytes { reads } => [range(rdi, Some(rdx), write), range(rsi, Some(rdx), read).filter(|_| reads)],
+        Shape::Compare => [range(rdi, Some(rdx), read), range(rsi, Some(rdx), read)],
+        Shape::Length => [range(rdi, None, read), None],
+        Shape::Elements { size, reads } => {
+            let len = Some(rcx.saturating_mul(size));
+            [range(rdi, len, write), range(rsi, len, read).filter(|_| reads)]
+        }
+        Shape::Search { both } => [range(rdi, None, read), range(rsi, None, read).filter(|_| both)],
+        Shape::Word | Shape::Registers => [None, None],
+    };
+    ranges.into_iter().flatten().find(|range| range.is_refused(cx))
+}
+
+/// The fuel of the call that `cx` describes.
+fn fuel_of(window: &Inner, cx: &Context) -> Option<FuelUse> {
+    window.image.mode().metered.then(|| FuelUse::new(cx.fuel_limit, cx.frame.fuel))
 }
 
 fn kind_of(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
@@ -282,12 +469,25 @@ fn kind_of(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
         vector::PAGE => page_fault_kind(window, cx, raw),
         vector::DIVIDE => FaultKind::Divide,
         vector::UNDEFINED if window.image.stub_range().contains(&raw.rip) => FaultKind::BadCodePointer,
-        vector::UNDEFINED if window.image.is_trap_instruction(raw.rip) => FaultKind::Trap,
+        vector::UNDEFINED if window.image.is_trap_instruction(raw.rip) => trap_kind(window, raw),
         vector::UNDEFINED => FaultKind::IllegalInstruction,
         vector::BREAKPOINT | vector::DEBUG => FaultKind::Trap,
         vector::PROTECTION | vector::STACK | vector::ALIGNMENT => FaultKind::Misaligned,
         vector::X87 | vector::SIMD => FaultKind::FloatingPoint,
         _ => FaultKind::Outside,
+    }
+}
+
+/// What a `ud2` of the text means. The image says which ones belong to checks; the count in r14 cannot lie.
+fn trap_kind(window: &Inner, raw: &RawFault) -> FaultKind {
+    let mode = window.image.mode();
+    let stub = window.image.places().stub(raw.rip.wrapping_sub(window.image.text_range().start) as u32);
+    if mode.metered && raw.registers[R14] > fuel::MOST {
+        FaultKind::Fuel
+    } else if mode.matched && stub.is_some_and(|stub| !stub.fuel) {
+        FaultKind::StrayAccess
+    } else {
+        FaultKind::Trap
     }
 }
 
@@ -302,177 +502,9 @@ fn page_fault_kind(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
     if raw.signal == libc::SIGBUS {
         return FaultKind::MemoryError;
     }
-    window.image.page_fault_kind(offset as u32)
-}
-
-/// The first text address among the words above `rsp`, or 0.
-///
-/// # Safety
-/// `cx` is valid.
-unsafe fn caller_of(cx: &Context, rsp: u64) -> u64 {
-    let top = ptr::from_ref(cx) as u64;
-    if rsp < cx.stack_start || rsp >= top || !rsp.is_multiple_of(8) {
-        return 0;
-    }
-    let words = (rsp..top).step_by(8).take(CALLER_WORDS as usize);
-    // SAFETY: every address lies in the mapped part of the native stack.
-    words.map(|at| unsafe { *(at as *const u64) }).find(|w| (cx.text_start..cx.text_end).contains(w)).unwrap_or(0)
-}
-
-/// Actions found when ours were installed.
-struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
-
-// SAFETY: written once, under `Once`, before the handler that reads it is installed.
-unsafe impl Sync for Previous {}
-
-static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); SIGNALS.len()]));
-
-/// Installs the signal handler, once per process. Actions that were there before are called for signals which are not a handler's fault.
-pub fn install() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for (index, signal) in SIGNALS.into_iter().enumerate() {
-            // SAFETY: zeroed actions are valid; the previous one is stored before ours can be reached.
-            unsafe {
-                let previous = &mut (*PREVIOUS.0.get())[index];
-                libc::sigaction(signal, ptr::null(), previous.as_mut_ptr());
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = on_signal as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                libc::sigemptyset(&raw mut action.sa_mask);
-                libc::sigaction(signal, &raw const action, ptr::null_mut());
-            }
-        }
-    });
-}
-
-unsafe extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives a valid siginfo and ucontext to an SA_SIGINFO handler.
-    unsafe {
-        let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
-        if (*info).si_code > 0 && take_fault(signal, &*info, machine) {
-            return;
-        }
-        chain(signal, info, context);
-    }
-}
-
-/// Ends the running call, or the running host copy, if the fault is theirs; gives whether it was.
-fn take_fault(signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::mcontext_t) -> bool {
-    let rip = machine.gregs[libc::REG_RIP as usize] as u64;
-    let (copy, recovery) = enter::copy_routine();
-    if copy.contains(&rip) {
-        machine.gregs[libc::REG_RIP as usize] = recovery.cast_signed();
-        return true;
-    }
-    let cx = thread::current();
-    // SAFETY: not null means a running invocation of this thread, whose context stays mapped.
-    let Some(cx) = (unsafe { cx.as_mut() }) else { return false };
-    if !may_end_at(cx, rip) {
-        return false;
-    }
-    record(cx, signal, info, machine);
-    redirect(cx, machine, stop::FAULT);
-    true
-}
-
-/// Whether the running entry may be ended at `rip`: in its text and stubs, or in a built-in gate.
-fn may_end_at(cx: &Context, rip: u64) -> bool {
-    (cx.text_start..cx.text_end).contains(&rip) || gates::range().contains(&rip)
-}
-
-/// Ends the running call, which met a time limit, unless host code is running.
-///
-/// # Safety
-/// `cx` is null or the current context of this thread, and the arguments are those of its signal handler.
-pub unsafe fn end_late(cx: *mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::mcontext_t) {
-    // SAFETY: the caller's promise: a running invocation's context stays mapped.
-    let Some(cx) = (unsafe { cx.as_mut() }) else { return };
-    if may_end_at(cx, machine.gregs[libc::REG_RIP as usize].cast_unsigned()) {
-        record(cx, signal, info, machine);
-        redirect(cx, machine, stop::TIME);
-    }
-}
-
-fn record(cx: &mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine: &libc::mcontext_t) {
-    const ORDER: [libc::c_int; 16] = [
-        libc::REG_RAX,
-        libc::REG_RCX,
-        libc::REG_RDX,
-        libc::REG_RBX,
-        libc::REG_RSP,
-        libc::REG_RBP,
-        libc::REG_RSI,
-        libc::REG_RDI,
-        libc::REG_R8,
-        libc::REG_R9,
-        libc::REG_R10,
-        libc::REG_R11,
-        libc::REG_R12,
-        libc::REG_R13,
-        libc::REG_R14,
-        libc::REG_R15,
-    ];
-    let register = |r: libc::c_int| machine.gregs[r as usize] as u64;
-    // SAFETY: the gate or handler runs on the native stack of `cx`; other values of rsp are refused.
-    let caller = unsafe { caller_of(cx, register(libc::REG_RSP)) };
-    cx.fault = RawFault {
-        signal,
-        code: info.si_code,
-        trap: register(libc::REG_TRAPNO),
-        error: register(libc::REG_ERR),
-        address: register(libc::REG_CR2),
-        rip: register(libc::REG_RIP),
-        flags: register(libc::REG_EFL),
-        registers: ORDER.map(register),
-        caller,
-    };
-}
-
-/// Makes the interrupted code go on in the abort path with stop code `code`. The segment base need not be changed: the abort path
-/// restores the host's.
-fn redirect(cx: &mut Context, machine: &mut libc::mcontext_t, code: u32) {
-    cx.frame.stop = code;
-    let mut set = |register: libc::c_int, value: u64| machine.gregs[register as usize] = value.cast_signed();
-    set(libc::REG_RIP, enter::abort_address());
-    set(libc::REG_RCX, ptr::from_mut(cx) as u64 & !0xffff_ffff);
-    set(libc::REG_RSP, cx.frame.host_rsp);
-    machine.gregs[libc::REG_EFL as usize] = CLEAN_FLAGS;
-}
-
-/// Passes a signal to the action that was there before.
-unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let Some(index) = SIGNALS.iter().position(|&s| s == signal) else { return };
-    // SAFETY: written before our handler was installed; the caller's promise.
-    unsafe { chain_to((*PREVIOUS.0.get())[index].assume_init_ref(), signal, info, context) }
-}
-
-/// Passes a signal to `previous`.
-///
-/// # Safety
-/// The other arguments are those of a signal handler, and `previous` is an action of that signal.
-pub unsafe fn chain_to(previous: &libc::sigaction, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the caller's promise; the action's own signature decides how it is called.
-    unsafe {
-        match previous.sa_sigaction {
-            libc::SIG_IGN if (*info).si_code <= 0 => {}
-            libc::SIG_DFL | libc::SIG_IGN => {
-                // Returning repeats a fault under the default action; a signal that somebody sent is sent again.
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &raw const action, ptr::null_mut());
-                if (*info).si_code <= 0 {
-                    libc::raise(signal);
-                }
-            }
-            handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-                let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = std::mem::transmute(handler);
-                handler(signal, info, context);
-            }
-            handler => {
-                let handler: extern "C" fn(libc::c_int) = std::mem::transmute(handler);
-                handler(signal);
-            }
-        }
+    match window.shares.writable_at(offset as u32) {
+        Some(true) => FaultKind::MemoryError,
+        Some(false) => FaultKind::ReadOnly,
+        None => window.image.page_fault_kind(offset as u32),
     }
 }

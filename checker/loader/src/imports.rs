@@ -4,6 +4,7 @@ use crate::context::{Context, stop};
 use crate::enter::{self, Invocation};
 use crate::error::Error;
 use crate::fault::Fault;
+use crate::fuel;
 use crate::image::Image;
 use crate::thread;
 use crate::time::Overrun;
@@ -109,6 +110,7 @@ pub struct CallContext<'a> {
     window: &'a Inner,
     cx: *mut Context,
     stopped: Option<String>,
+    starved: bool,
 }
 
 impl CallContext<'_> {
@@ -223,6 +225,23 @@ impl CallContext<'_> {
         }
     }
 
+    /// Fuel that the running call has left, in instructions; `None` if the image does not count its instructions.
+    #[must_use]
+    pub fn fuel_left(&self) -> Option<u64> {
+        // SAFETY: this context exists only while the host function runs; the invocation outlives it.
+        self.window.image.mode().metered.then(|| fuel::sound(unsafe { (*self.cx).frame.fuel }))
+    }
+
+    /// Makes the running call pay `units` of fuel for what the host function does; gives whether it could. If not, it has none left, and
+    /// ends with [`crate::FaultKind::Fuel`] when the host function returns. An image that is not metered pays nothing and always can.
+    pub fn charge(&mut self, units: u64) -> bool {
+        let Some(left) = self.fuel_left() else { return true };
+        // SAFETY: as above; nothing else refers to the context now.
+        unsafe { (*self.cx).frame.fuel = left.saturating_sub(units) };
+        self.starved |= units > left;
+        units <= left
+    }
+
     /// Ends the call with [`Error::Import`] and this message when the host function returns.
     pub fn stop(&mut self, message: impl fmt::Display) {
         self.stopped = Some(message.to_string());
@@ -231,7 +250,7 @@ impl CallContext<'_> {
 
 /// The end of a call that met its time limit in the running host function.
 fn late(window: &Inner, cx: &Context, overrun: Overrun) -> Error {
-    Error::Fault(Box::new(Fault::in_host_function(window, cx, overrun)))
+    Error::Fault(Box::new(Fault::late(window, cx, overrun)))
 }
 
 fn ending() -> Error {
@@ -245,7 +264,7 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
     // SAFETY: as above; the window outlives the invocation.
     let (window, import) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame.import as usize) };
     let function = window.functions.get(import).and_then(Option::as_ref);
-    let mut context = CallContext { window, cx, stopped: None };
+    let mut context = CallContext { window, cx, stopped: None, starved: false };
     let outcome = catch_unwind(AssertUnwindSafe(|| match function {
         // SAFETY: the gate stored the arguments; they are copied before anything else runs.
         Some(HostFunction::Int(function)) => (function(&mut context, unsafe { (*cx).frame.args }), 0.0),
@@ -256,7 +275,7 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
             (0, 0.0)
         }
     }));
-    let stopped = context.stopped;
+    let (stopped, starved) = (context.stopped, context.starved);
     // SAFETY: the invocation is running; nothing else refers to its context now.
     let cx = unsafe { &mut *cx };
     if window.flags & crate::context::flag::FSGSBASE == 0 {
@@ -279,6 +298,9 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
     }
     if let (Some(overrun), None) = (cx.clock.pending(), &invocation.outcome) {
         invocation.outcome = Some(late(window, cx, overrun));
+    }
+    if starved && invocation.outcome.is_none() {
+        invocation.outcome = Some(Error::Fault(Box::new(Fault::starved(window, cx))));
     }
     if invocation.outcome.is_none() {
         return 0;

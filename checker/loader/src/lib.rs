@@ -6,7 +6,7 @@
 //! [`Error`], and the window can be used again.
 //!
 //! ```no_run
-//! use cordon_loader::{Arg, Image, Imports, LoadOptions, Window};
+//! use cordon_loader::{Arg, Error, Image, Imports, LoadOptions, Window};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let image = Image::from_bytes(&std::fs::read("filter.cordon")?, &LoadOptions::default())?;
@@ -21,11 +21,29 @@
 //! let packet = [0x45, 0, 0, 20];
 //! match window.call("filter", &[Arg::Bytes(&packet), Arg::Int(packet.len() as u64)]) {
 //!     Ok(verdict) => println!("verdict {verdict}"),
-//!     Err(error) => eprintln!("{error}"), // where the handler was stopped, and why
+//!     // Where the handler was stopped, and why: source line, instruction, address, backtrace, registers.
+//!     Err(Error::Fault(fault)) => eprintln!("{}", fault.report()),
+//!     Err(error) => eprintln!("{error}"),
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Faults and reports
+//!
+//! A call that is stopped gives [`Error::Fault`] with a [`Fault`]: raw facts, cheap to make and to drop, so that a host can end calls by the
+//! thousand. [`Fault::report`] makes a [`Report`] of it, which has names, source lines (if the objects were compiled with `-g`), the original
+//! instruction, the 64-bit address before it was cut to the window, what lies there, and an exact backtrace. It is printed like a compiler's
+//! error, and is a serde value with the feature `serde`. Everything in it that comes from the image but the text itself (names, lines,
+//! original instructions) is the image's word only.
+//!
+//! Images in match mode ([`Mode::matched`]) end with [`FaultKind::StrayAccess`] before an access whose 64-bit address is not the handler's; a host
+//! that wants no others sets [`Policy::mode`] in [`LoadOptions::policy`]. Built-in gates refuse such pointers in every image.
+//!
+//! # Memory of the host
+//!
+//! Arguments are copied ([`Arg::Bytes`]). What is too large for that, or is to be seen by several windows or processes, is a [`Memory`], which
+//! [`Window::share`] maps into a window. With [`Memory::exact`] and [`Arg::Exact`] the first byte past the end is not accessible.
 //!
 //! # What the host must know
 //!
@@ -38,6 +56,8 @@
 //!   such call. The loader's action for it has `SA_RESTART`; waits that this does not cover (`poll`, `nanosleep`) fail with `EINTR` meanwhile.
 //!   The signal must not be blocked while a handler runs. A child made by `fork` has no timers; the loader makes a new one there, for the
 //!   running call at once. A child made by the bare system call runs without time limit.
+//! * Images that count their instructions can be given a limit of fuel ([`LoadOptions::fuel`], [`Window::set_fuel`]), which ends a call at the
+//!   same instruction in every run.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
@@ -53,23 +73,33 @@ mod cpu;
 mod enter;
 mod error;
 mod fault;
+mod fuel;
 mod gates;
 mod image;
 mod imports;
+mod memory;
 mod pages;
+mod report;
+mod signal;
 mod thread;
 mod time;
 mod window;
 
 pub use c_imports::{CFunction, cordon_call_read, cordon_call_write};
 pub use cordon_checker::layout::{Region, RegionKind};
-pub use cordon_checker::{Features, Policy, Reject, Rule, Summary};
+pub use cordon_checker::{Features, Mode, Policy, Protect, Reject, Rule, Summary};
 pub use error::Error;
-pub use fault::{Fault, FaultAccess, FaultKind, FaultRegisters, SIGNALS};
+pub use fault::{Fault, FaultAccess, FaultKind, FaultRegisters};
+pub use fuel::FuelUse;
 pub use gates::NAMES as BUILT_IN_GATES;
-pub use image::elf::{Parts, Segment, split};
+pub use image::elf::{DebugSections, Parts, Segment, split};
+pub use image::lines::SourceLine;
 pub use image::places::Origin;
 pub use image::{Entry, Image, ImportName, LoadOptions};
 pub use imports::{CallContext, Imports};
+pub use memory::{Memory, Sharing};
+pub use report::region::{Area, Nearest, Relation};
+pub use report::{CodePlace, Frame, Report, TimeUse};
+pub use signal::SIGNALS;
 pub use time::{DEFAULT as DEFAULT_TIME_LIMIT, Overrun, time_signal};
 pub use window::{Arg, Window};

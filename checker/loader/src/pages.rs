@@ -108,7 +108,7 @@ impl Pages {
     /// # Errors
     /// [`Error::Memory`] if the kernel refuses.
     pub fn map_zero(&self, start: u64, len: u64, access: Access) -> Result<(), Error> {
-        self.map_over(start, len, access, libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+        self.map_over(start, len, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
     }
 
     /// Maps the beginning of the sealed memory file `fd` read-only over `start..start + len`, which must lie inside.
@@ -116,14 +116,30 @@ impl Pages {
     /// # Errors
     /// [`Error::Memory`] if the kernel refuses.
     pub fn map_shared_read_only(&self, start: u64, len: u64, file: &SharedBytes) -> Result<(), Error> {
-        self.map_over(start, len, Access::Read, 0, file.fd)
+        self.map_over(start, len, Access::Read, libc::MAP_PRIVATE, file.fd, 0)
     }
 
-    fn map_over(&self, start: u64, len: u64, access: Access, flags: libc::c_int, fd: libc::c_int) -> Result<(), Error> {
+    /// Maps the pages of file `fd` from `offset` on over `start..start + len`, which must lie inside; writes reach the file.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the kernel refuses.
+    pub fn map_shared(&self, start: u64, len: u64, access: Access, fd: libc::c_int, offset: u64) -> Result<(), Error> {
+        self.map_over(start, len, access, libc::MAP_SHARED, fd, offset)
+    }
+
+    fn map_over(
+        &self,
+        start: u64,
+        len: u64,
+        access: Access,
+        flags: libc::c_int,
+        fd: libc::c_int,
+        offset: u64,
+    ) -> Result<(), Error> {
         self.checked(start, len)?;
-        let flags = flags | libc::MAP_PRIVATE | libc::MAP_FIXED;
+        let offset = libc::off_t::try_from(offset).map_err(|_| Error::Internal("a file offset is too large"))?;
         // SAFETY: the range lies inside this reservation (checked), which nothing else uses.
-        let got = unsafe { libc::mmap(address(start), size(len), access.bits(), flags, fd, 0) };
+        let got = unsafe { libc::mmap(address(start), size(len), access.bits(), flags | libc::MAP_FIXED, fd, offset) };
         if got == libc::MAP_FAILED { Err(memory("map pages")) } else { Ok(()) }
     }
 

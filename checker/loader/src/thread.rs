@@ -139,10 +139,10 @@ pub fn local() -> Result<&'static Local, Error> {
 
 #[cold]
 fn set_up(local: &Local) -> Result<(), Error> {
-    crate::fault::install();
+    crate::signal::install();
     clear_segment_selector();
     crate::time::install();
-    unblock(&crate::fault::SIGNALS);
+    unblock(&crate::signal::SIGNALS);
     // A destructor of a thread variable may call a window when ours is gone already; nothing could then own what is set up here.
     if OWNED.try_with(|_| ()).is_err() {
         return Err(Error::Internal("a window was entered while its thread ends"));

@@ -16,7 +16,7 @@
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::fault;
+use crate::signal;
 use crate::thread;
 use std::cell::{Cell, UnsafeCell};
 use std::io;
@@ -370,14 +370,14 @@ unsafe extern "C" fn on_tick(signal: libc::c_int, info: *mut libc::siginfo_t, co
     // SAFETY: the kernel gives a valid siginfo and ucontext to an SA_SIGINFO handler; errno belongs to the interrupted code.
     unsafe {
         if (*info).si_code != libc::SI_TIMER || (*info).si_value().sival_ptr != token() {
-            fault::chain_to((*PREVIOUS.0.get()).assume_init_ref(), signal, info, context);
+            signal::chain_to((*PREVIOUS.0.get()).assume_init_ref(), signal, info, context);
             return;
         }
         let errno = *libc::__errno_location();
         let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         thread::with_timer(|timer, innermost| {
             if advance(innermost, timer.pause()) {
-                fault::end_late(innermost, signal, &*info, machine);
+                signal::end_late(innermost, signal, &*info, machine);
             }
             timer.review(innermost);
         });

@@ -3,8 +3,10 @@
 use crate::context::{Context, flag};
 use crate::enter::{self, Returned};
 use crate::error::Error;
+use crate::fuel::Tank;
 use crate::image::{Entry, Image, Spare};
 use crate::imports::{HostFunction, Imports};
+use crate::memory::Shares;
 use crate::pages::{Access, PAGE, Pages};
 use crate::thread::NativeStack;
 use crate::time::Limit;
@@ -39,6 +41,8 @@ pub enum Arg<'a> {
     Float(f64),
     /// Bytes that are copied to the argument area; the handler gets a pointer to them (and no length).
     Bytes(&'a [u8]),
+    /// As [`Arg::Bytes`], with the last byte in front of an unmapped page; see [`Window::place_exact`].
+    Exact(&'a [u8]),
 }
 
 /// What [`Window::call`] passes in registers.
@@ -80,11 +84,15 @@ pub struct Inner {
     pub flags: u32,
     /// For every call.
     pub limit: Limit,
+    /// Used where the image is metered.
+    pub tank: Tank,
     /// Host functions by import index; `None` for built-in gates and for imports that are not offered.
     pub functions: Vec<Option<HostFunction>>,
     /// Which imports the tables lead to, by import index.
     offered: Vec<bool>,
     sealed: bool,
+    /// Memory of the host in this window.
+    pub shares: Shares,
 }
 
 /// A handler's memory and a way to call it.
@@ -93,8 +101,10 @@ pub struct Inner {
 #[derive(Debug)]
 pub struct Window {
     inner: Box<Inner>,
-    /// Bytes of the argument area in use by [`Window::place`].
+    /// Bytes of the argument area in use by [`Window::place`], from its start.
     placed: u64,
+    /// Bytes in use by [`Window::place_exact`], from its end.
+    exact: u64,
 }
 
 impl Window {
@@ -136,15 +146,17 @@ impl Window {
             pages: Some(pages),
             flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
             limit: Limit::new(image.options().time_limit),
+            tank: Tank::new(image.options().fuel),
             functions,
             offered,
             sealed,
+            shares: Shares::default(),
         });
         inner.map_regions()?;
         if !sealed {
             inner.write_tables()?;
         }
-        let mut window = Window { inner, placed: 0 };
+        let mut window = Window { inner, placed: 0, exact: 0 };
         window.initialise()?;
         Ok(window)
     }
@@ -181,6 +193,36 @@ impl Window {
         self.inner.limit = Limit::new(limit);
     }
 
+    /// Most instructions that one call may execute, `None` for no limit.
+    #[must_use]
+    pub fn fuel(&self) -> Option<u64> {
+        self.inner.tank.limit()
+    }
+
+    /// Sets how many instructions each later call may execute; before, it is [`crate::LoadOptions::fuel`]. Without a limit, and above it,
+    /// that is 2^63 - 1.
+    ///
+    /// A call that would execute more ends with a fault of [`crate::FaultKind::Fuel`], at the same instruction on every machine and in every
+    /// run. Instructions are paid for some at a time, before they are executed, so a call may end up to 1023 of them early. Built-in
+    /// gates take one unit for 16 bytes (`memcpy` and its like) or 4 elements (string instructions), host functions what they ask for
+    /// ([`crate::CallContext::charge`]). A call from inside a host function gets at most what the calls around it have left, and they pay.
+    ///
+    /// # Errors
+    /// [`Error::NotMetered`] for a limit if the image does not count its instructions.
+    pub fn set_fuel(&mut self, limit: Option<u64>) -> Result<(), Error> {
+        if limit.is_some() && !self.inner.image.mode().metered {
+            return Err(Error::NotMetered);
+        }
+        self.inner.tank.set_limit(limit);
+        Ok(())
+    }
+
+    /// Fuel that the last call used, however it ended; `None` if the image does not count its instructions.
+    #[must_use]
+    pub fn fuel_used(&self) -> Option<u64> {
+        self.inner.image.mode().metered.then(|| self.inner.tank.used())
+    }
+
     /// Calls entry `name` with up to six integers (byte slices among them) and eight `double`s; gives the integer result (rax).
     ///
     /// # Errors
@@ -200,9 +242,9 @@ impl Window {
 
     fn call_with(&mut self, name: &str, args: &[Arg<'_>]) -> Result<Returned, Error> {
         let entry = self.inner.image.entry(name).ok_or_else(|| Error::NoEntry(name.to_owned()))?;
-        let placed = self.placed;
+        let placed = (self.placed, self.exact);
         let registers = self.registers(args);
-        self.placed = placed;
+        (self.placed, self.exact) = placed;
         let registers = registers?;
         self.run(entry, &registers.ints, registers.floats.as_ref())
     }
@@ -235,6 +277,7 @@ impl Window {
                 }
                 Arg::Int(value) => *value,
                 Arg::Bytes(bytes) => u64::from(self.place(bytes)?),
+                Arg::Exact(bytes) => u64::from(self.place_exact(bytes)?),
             };
             *registers.ints.get_mut(next_int).ok_or(Error::TooManyArguments)? = value;
             next_int += 1;
@@ -249,8 +292,8 @@ impl Window {
     /// # Errors
     /// [`Error::ArgumentArea`] if they do not fit.
     pub fn place(&mut self, bytes: &[u8]) -> Result<u32, Error> {
-        let area = self.region(RegionKind::Argument).unwrap_or(Region { start: 0, end: 0, kind: RegionKind::Argument });
-        let available = u64::from(area.end - area.start).saturating_sub(self.placed);
+        let area = self.argument_area();
+        let available = u64::from(area.end - area.start).saturating_sub(self.placed + self.exact);
         let wanted = (bytes.len() as u64).next_multiple_of(ARGUMENT_ALIGN);
         if wanted > available {
             return Err(Error::ArgumentArea { wanted, available });
@@ -261,9 +304,39 @@ impl Window {
         Ok(offset)
     }
 
-    /// Forgets what [`Window::place`] placed; the bytes stay until they are written over.
+    /// Copies `bytes` to the end of the argument area, so that their last byte lies in front of an unmapped page and an access to the first
+    /// byte past them is reported; gives their window offset, which has no alignment. Code that counts on an alignment of its input
+    /// faults or runs slower. Bytes before the first one stay accessible. One such argument is possible at a time; [`crate::Memory::exact`]
+    /// has no such limit.
+    ///
+    /// # Errors
+    /// [`Error::ArgumentArea`] if they do not fit, [`Error::Exact`] if there is an exact argument already or the area is followed by another.
+    pub fn place_exact(&mut self, bytes: &[u8]) -> Result<u32, Error> {
+        let area = self.argument_area();
+        if self.exact > 0 {
+            return Err(Error::Exact("there is one already"));
+        }
+        if self.inner.image.regions().iter().any(|r| r.start == area.end) {
+            return Err(Error::Exact("no unmapped page follows the argument area of this image"));
+        }
+        let available = u64::from(area.end - area.start).saturating_sub(self.placed);
+        let wanted = bytes.len() as u64;
+        if wanted > available {
+            return Err(Error::ArgumentArea { wanted, available });
+        }
+        let offset = area.end - wanted as u32;
+        self.write(offset, bytes)?;
+        self.exact = wanted;
+        Ok(offset)
+    }
+
+    fn argument_area(&self) -> Region {
+        self.region(RegionKind::Argument).unwrap_or(Region { start: 0, end: 0, kind: RegionKind::Argument })
+    }
+
+    /// Forgets what [`Window::place`] and [`Window::place_exact`] placed; the bytes stay until they are written over.
     pub fn clear_arguments(&mut self) {
-        self.placed = 0;
+        (self.placed, self.exact) = (0, 0);
     }
 
     /// The first region of `kind`.
@@ -295,9 +368,15 @@ impl Window {
     /// Copies window memory at `offset` to `to`.
     ///
     /// # Errors
-    /// [`Error::Range`] if the range is not in one region.
+    /// [`Error::Range`] if the range is not in one region or shared memory.
     pub fn read(&self, offset: u32, to: &mut [u8]) -> Result<(), Error> {
-        let len = u32::try_from(to.len()).map_err(|_| Error::Range { offset: offset.into(), len: to.len() as u64 })?;
+        let failed = Error::Range { offset: offset.into(), len: to.len() as u64 };
+        let Ok(len) = u32::try_from(to.len()) else { return Err(failed) };
+        if self.inner.shares.holds(offset, len, false) {
+            let from = (self.inner.base + u64::from(offset)) as *const u8;
+            // SAFETY: `to` is ours; the source lies inside the window's reservation.
+            return if unsafe { enter::try_copy(to.as_mut_ptr(), from, to.len()) } { Ok(()) } else { Err(failed) };
+        }
         to.copy_from_slice(self.bytes(offset, len)?);
         Ok(())
     }
@@ -305,25 +384,35 @@ impl Window {
     /// Copies `from` to window memory at `offset`.
     ///
     /// # Errors
-    /// [`Error::Range`] if the range is not in one writable region.
+    /// [`Error::Range`] if the range is not in one writable region or shared memory.
     pub fn write(&mut self, offset: u32, from: &[u8]) -> Result<(), Error> {
-        let len = u32::try_from(from.len()).map_err(|_| Error::Range { offset: offset.into(), len: from.len() as u64 })?;
+        let failed = Error::Range { offset: offset.into(), len: from.len() as u64 };
+        let Ok(len) = u32::try_from(from.len()) else { return Err(failed) };
+        if self.inner.shares.holds(offset, len, true) {
+            let to = (self.inner.base + u64::from(offset)) as *mut u8;
+            // SAFETY: `from` is ours; the destination lies inside the window's reservation, in memory of which no reference exists.
+            return if unsafe { enter::try_copy(to, from.as_ptr(), from.len()) } { Ok(()) } else { Err(failed) };
+        }
         self.bytes_mut(offset, len)?.copy_from_slice(from);
         Ok(())
     }
 
-    /// Brings memory back to the image's initial state and runs the initialisation again.
+    /// Brings memory back to the image's initial state, but for what the host has shared ([`Window::share`]), and runs the initialisation again.
     ///
     /// # Errors
     /// [`Error::Memory`], or what the initialisation ended with.
     pub fn reset(&mut self) -> Result<(), Error> {
-        self.placed = 0;
+        (self.placed, self.exact) = (0, 0);
         let pages = self.inner.pages()?;
         for region in self.inner.image.regions().iter().filter(|r| r.kind != RegionKind::Rodata) {
             pages.discard(self.inner.base + u64::from(region.start), u64::from(region.end - region.start))?;
         }
         self.inner.write_data()?;
         self.initialise()
+    }
+
+    pub(crate) fn inner_mut(&mut self) -> &mut Inner {
+        &mut self.inner
     }
 
     fn initialise(&mut self) -> Result<(), Error> {
@@ -335,7 +424,7 @@ impl Window {
 }
 
 impl Inner {
-    fn pages(&self) -> Result<&Pages, Error> {
+    pub fn pages(&self) -> Result<&Pages, Error> {
         self.pages.as_ref().ok_or(Error::Internal("a window without its reservation"))
     }
 
@@ -440,8 +529,9 @@ impl Drop for Inner {
             return;
         }
         // The table pages cannot be unmapped, so the reservation serves the image's next window. Handler memory goes back now.
-        for region in self.image.regions() {
-            let (start, len) = (self.base + u64::from(region.start), u64::from(region.end - region.start));
+        let regions = self.image.regions().iter().map(|r| (r.start, r.end));
+        for (start, end) in regions.chain(self.shares.ranges()) {
+            let (start, len) = (self.base + u64::from(start), u64::from(end - start));
             if pages.map_zero(start, len, Access::None).is_err() {
                 return;
             }

@@ -5,12 +5,15 @@
 //!
 //! Everything that names rsp (esp, sp, spl) is rejected here, except the forms that become an [`Action`] of their own.
 
+mod effect;
+mod mode;
 mod operand;
 mod special;
 
-use crate::policy::{Features, Host};
+use crate::policy::{Features, Host, Mode, Protect};
 use crate::table::{self, Field, Group, Kind, Line, Size, flag};
 use crate::verdict::Rule;
+pub(crate) use effect::{immediate_of, writes};
 use operand::{features, immediate, window_operand};
 use special::special;
 
@@ -61,6 +64,16 @@ pub(crate) enum Action {
         limit: u32,
         abort: i32,
     },
+    /// Match: `cmp $0x7fffffff,%register; ja abort`.
+    Check {
+        register: u8,
+        abort: i32,
+    },
+    /// Metered: `sub $charge,%r14; jb abort`; 1 to 1023.
+    Meter {
+        charge: u16,
+        abort: i32,
+    },
 }
 
 /// The memory operand of an accepted instruction.
@@ -72,6 +85,8 @@ pub(crate) struct Memory {
     /// Shift count, 0 to 3.
     pub(crate) scale: u8,
     pub(crate) disp: i32,
+    /// A load with 64-bit base and index ([`Protect::Stores`]).
+    pub(crate) wide: bool,
 }
 
 impl Memory {
@@ -127,14 +142,27 @@ pub(crate) struct Machine {
     /// Segment prefix of window operands.
     segment: u8,
     kernel: bool,
+    /// CHECK is a unit.
+    matched: bool,
+    /// METER is a unit.
+    metered: bool,
+    /// Loads may have 64-bit addresses.
+    loads: bool,
 }
 
 impl Machine {
-    pub(crate) const fn new(host: Host) -> Machine {
-        match host {
-            Host::User => Machine { segment: 0x65, kernel: false },
-            Host::Kernel => Machine { segment: 0x64, kernel: true },
-        }
+    pub(crate) const fn new(host: Host, mode: Mode) -> Machine {
+        let (segment, kernel) = match host {
+            Host::User => (0x65, false),
+            Host::Kernel => (0x64, true),
+        };
+        Machine { segment, kernel, matched: mode.matched, metered: mode.metered, loads: matches!(mode.protect, Protect::Stores) }
+    }
+
+    /// The same without modes, so that the compiler sees that there are none.
+    #[inline(always)]
+    pub(crate) const fn sandbox(self) -> Machine {
+        Machine { matched: false, metered: false, loads: false, ..self }
     }
 }
 
@@ -395,6 +423,11 @@ fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sin
         let register = u8::from(modrm >= 0xc0) << 3;
         op.line = group.and_then(|lines| lines.get(usize::from((modrm >> 3) & 7 | register))).unwrap_or(&DENY);
     }
+    if machine.matched | machine.metered
+        && let Some(insn) = mode::unit(window, machine, &op, modrm)?
+    {
+        return Ok(insn);
+    }
     // The frequent kinds are decided here, the others out of line.
     let action = match op.line.kind {
         Kind::Plain => Action::Next,
@@ -406,7 +439,7 @@ fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sin
         Kind::Lea => return special::lea(window, op, modrm, sink),
         _ => return special(window, machine, op, modrm, sink),
     };
-    let insn = plain(window, op, modrm, sink)?;
+    let insn = plain(window, machine, op, modrm, sink)?;
     Ok(Insn { action, ..insn })
 }
 
@@ -418,7 +451,7 @@ impl Operands {
 
 /// An instruction that is its line: prefixes and fields against what the line says.
 #[inline(always)]
-fn plain(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn plain(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let Opcode { prefixes, extension, line, .. } = op;
     if line.has(flag::W_ONE) && !extension.w() {
         return Err(Rule::NotListed);
@@ -450,7 +483,7 @@ fn plain(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decode
             if line.size == Size::No {
                 return Err(Rule::NotListed);
             }
-            let (memory, next) = window_operand(window, op.at, modrm, prefixes, extension)?;
+            let (memory, next) = window_operand(window, machine, &op, modrm)?;
             operands.memory = Some(memory);
             at = next;
         }

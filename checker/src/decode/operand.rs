@@ -1,8 +1,8 @@
 //! Memory operands, immediates and extensions of an instruction.
 
-use super::{Decoded, Extension, Memory, Opcode, Operands, Prefixes, Window, byte, dword, signed_byte};
+use super::{Decoded, Extension, Machine, Memory, Opcode, Operands, Prefixes, Window, byte, dword, signed_byte};
 use crate::policy::Features;
-use crate::table::{self, Imm, Size, flag};
+use crate::table::{self, Imm, Line, Size, flag};
 use crate::verdict::Rule;
 
 /// Bytes of the immediate.
@@ -41,21 +41,25 @@ pub(super) fn features(operands: &Operands) -> Features {
     set
 }
 
-/// A window operand (DESIGN §3): the policy's segment and either 67 with a base or index, or a bare displacement from 0 up.
+/// A window operand (DESIGN §3): the policy's segment and either 67 with a base or index, or a bare displacement from 0 up. Where loads
+/// are left alone, those may lack the 67.
 #[inline(always)]
-pub(super) fn window_operand(
-    window: &Window,
-    at: usize,
-    modrm: u8,
-    prefixes: Prefixes,
-    extension: Extension,
-) -> Decoded<(Memory, usize)> {
-    let (memory, next) = address(window, at, modrm, extension)?;
+pub(super) fn window_operand(window: &Window, machine: Machine, op: &Opcode, modrm: u8) -> Decoded<(Memory, usize)> {
+    let (mut memory, next) = address(window, op.at, modrm, op.extension)?;
     let addressed = memory.base != Memory::NONE || memory.index != Memory::NONE;
-    if !prefixes.has(Prefixes::SEGMENT) || addressed != prefixes.has(Prefixes::SHORT) || !addressed && memory.disp < 0 {
-        return Err(Rule::MemoryForm);
+    let short = op.prefixes.has(Prefixes::SHORT);
+    if !op.prefixes.has(Prefixes::SEGMENT) || addressed != short || !addressed && memory.disp < 0 {
+        if !machine.loads || !op.prefixes.has(Prefixes::SEGMENT) || !addressed || !is_load(op.line) || memory.base == 4 {
+            return Err(Rule::MemoryForm);
+        }
+        memory.wide = true;
     }
     Ok((memory, next))
+}
+
+/// Whether the line's memory form reads and does nothing else (a prefetch does less).
+pub(crate) const fn is_load(line: &Line) -> bool {
+    line.rm.read && !line.rm.write && !line.has(flag::PREFETCH)
 }
 
 /// ModRM (at `at`), SIB and displacement; the index after them.
@@ -64,7 +68,7 @@ pub(super) fn address(window: &Window, at: usize, modrm: u8, extension: Extensio
     let mode = modrm >> 6;
     let low = modrm & 7;
     let mut next = at.wrapping_add(1);
-    let mut memory = Memory { base: low | extension.b(), index: Memory::NONE, scale: 0, disp: 0 };
+    let mut memory = Memory { base: low | extension.b(), index: Memory::NONE, scale: 0, disp: 0, wide: false };
     let mut wide = mode == 2;
     if low == 4 {
         let sib = byte(window, next);

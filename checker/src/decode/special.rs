@@ -23,8 +23,8 @@ pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, 
         Kind::StraySegment => Err(Rule::MemoryForm),
         // Decided before.
         Kind::Plain | Kind::Push | Kind::Pop | Kind::Jcc | Kind::Jmp | Kind::Call | Kind::Lea => Err(Rule::NotListed),
-        Kind::Fpu => fpu(window, op, modrm, sink),
-        Kind::Nop => no_op(window, op, modrm, sink),
+        Kind::Fpu => fpu(window, machine, op, modrm, sink),
+        Kind::Nop => no_op(window, machine, op, modrm, sink),
         Kind::LongNop => long_no_op(window, &op),
         Kind::Endbr => endbr(window, machine, &op),
         Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w() && op.extension.b() == 0 => {
@@ -32,7 +32,7 @@ pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, 
         }
         Kind::AndImm => and_or_table(window, machine, op, modrm, sink),
         Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => limit(window, op.at.wrapping_sub(1), false),
-        Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, op, modrm, sink),
+        Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, machine, op, modrm, sink),
         Kind::CallMem | Kind::JmpMem => import(window, &op, modrm, sink),
         Kind::Ret | Kind::Ud2 if !bare => Err(Rule::NotCanonical),
         Kind::Ret => Ok(control(&op, 0, Action::Ret)),
@@ -64,7 +64,7 @@ pub(super) fn branch(window: &Window, op: &Opcode) -> Decoded<Insn> {
     Ok(control(op, more, action))
 }
 
-fn fpu(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn fpu(window: &Window, machine: Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let which = usize::from(op.byte & 7);
     if modrm >= 0xc0 {
         let forms = table::FPU_REGISTER.get(which).copied().unwrap_or(0);
@@ -80,19 +80,20 @@ fn fpu(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Deco
         return Ok(Insn { features, ..control(&op, 1, Action::Next) });
     }
     op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3 & 7))).unwrap_or(&DENY);
-    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, op, modrm, sink) }
+    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, op, modrm, sink) }
 }
 
 /// 90: `nop`, `66 nop`, `pause`, or an exchange with r8.
-fn no_op(window: &Window, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn no_op(window: &Window, machine: Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if op.extension.b() != 0 {
-        return plain(window, op, modrm, sink);
+        return plain(window, machine, op, modrm, sink);
     }
     let pause = op.prefixes == Prefixes(Prefixes::REP);
     op.prefixes = if pause { Prefixes::default() } else { op.prefixes.without(Prefixes::OPSIZE) };
     if op.prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
+    sink.take(Operands::none(&BARE));
     Ok(control(&op, 0, if pause { Action::Next } else { Action::Nop }))
 }
 
@@ -188,7 +189,7 @@ pub(super) fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) 
 
 /// `and` with an immediate, alone or as the first half of a table call or jump.
 fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
-    let insn = plain(window, op, modrm, sink)?;
+    let insn = plain(window, machine, op, modrm, sink)?;
     if modrm < 0xc0 || op.extension.w() || op.prefixes.has(Prefixes::OPSIZE) {
         return Ok(insn);
     }
@@ -241,7 +242,7 @@ fn import(window: &Window, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Deco
     }
     let disp = dword(window, op.at.wrapping_add(2)).cast_signed();
     let action = if op.line.kind == Kind::CallMem { Action::ImportCall(disp) } else { Action::ImportJmp(disp) };
-    let memory = Some(Memory { base: Memory::NONE, index: Memory::NONE, scale: 0, disp });
+    let memory = Some(Memory { base: Memory::NONE, index: Memory::NONE, scale: 0, disp, wide: false });
     let operands = Operands { memory, ..Operands::none(op.line) };
     sink.take(operands);
     Ok(Insn { len: op.at.wrapping_add(6), action, features: Features::NONE })

@@ -121,6 +121,33 @@ pub(crate) enum Imm {
     B4,
 }
 
+/// What a line's result in a general register is, for match mode ([`crate::facts`]). It speaks of every general register that the
+/// instruction writes; of 8-bit and 16-bit results nothing is ever known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// Anything; also where the manuals leave the upper half of a 32-bit result open (`bsf`, `bsr` of 0, a failed `cmpxchg`), where the
+    /// instruction may write nothing (shifts by cl), and where two operands may be the same register (`xchg`, `xadd`, `mulx`).
+    Any,
+    /// A 32-bit result is zero-extended (APM volume 1, 3.1.2; SDM volume 1, 3.4.1.1); a 64-bit one is anything.
+    Extended,
+    /// As `Extended`, if the count in the immediate (or 1 without one) is not 0 modulo 32.
+    Shifted,
+    /// Below 2^16 (`movzx`).
+    Small,
+    /// The immediate (`mov`).
+    Immediate,
+    /// The other operand (`mov`).
+    Copy,
+    /// At most the old value and at most the immediate (`and`).
+    Masked,
+    /// The old value without its low bits (`shr`), as `Shifted`.
+    ShiftedRight,
+    /// The old value and the immediate: sum and difference (`add`, `sub`), or without an immediate 1 (`inc`, `dec`).
+    Moved,
+    /// 0 if both operands are the same register (`xor`, `sub`), else as `Extended`.
+    Difference,
+}
+
 /// Attributes of a line; bits of [`Line::flags`].
 pub(crate) mod flag {
     /// A ModRM byte follows the opcode.
@@ -151,6 +178,8 @@ pub(crate) mod flag {
     pub(crate) const WRITES_C: u16 = 1 << 12;
     /// Writes rdx besides its operands.
     pub(crate) const WRITES_D: u16 = 1 << 13;
+    /// A prefetch: it tells nothing of what it reads, and never faults.
+    pub(crate) const PREFETCH: u16 = 1 << 14;
 }
 
 /// One encoding of the allow-list.
@@ -169,6 +198,7 @@ pub(crate) struct Line {
     pub(crate) set: u8,
     /// [`NO_WIDE`] = VEX.L must be 0.
     pub(crate) wide: u8,
+    pub(crate) value: Value,
     pub(crate) flags: u16,
 }
 
@@ -218,6 +248,7 @@ pub(crate) const fn plain() -> Line {
         imm: Imm::No,
         set: BASE,
         wide: NO_WIDE,
+        value: Value::Any,
         flags: 0,
     }
 }
@@ -323,6 +354,15 @@ impl Line {
     /// VEX: needs `set` at 128 bits, `wide` at 256.
     pub(crate) const fn sets(self, set: u8, wide: u8) -> Line {
         Line { set, wide, ..self }
+    }
+
+    pub(crate) const fn value(self, value: Value) -> Line {
+        Line { value, ..self }
+    }
+
+    /// A 32-bit result is zero-extended.
+    pub(crate) const fn extended(self) -> Line {
+        self.value(Value::Extended)
     }
 
     pub(crate) const fn w1(self) -> Line {

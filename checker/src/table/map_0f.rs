@@ -86,19 +86,19 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x2b => sse(RX, WX, Size::B16).set(SSE2_NT).memory_only(), "movntpd";
     NP: 0x2c => sse(WM, RX, Size::B8).set(MMX_SSE), "cvttps2pi";
     P66: 0x2c => sse(WM, RX, Size::B16).set(MMX_SSE), "cvttpd2pi";
-    PF3: 0x2c => sse(WY, RX, Size::B4), "cvttss2si";
-    PF2: 0x2c => sse(WY, RX, Size::B8), "cvttsd2si";
+    PF3: 0x2c => sse(WY, RX, Size::B4).extended(), "cvttss2si";
+    PF2: 0x2c => sse(WY, RX, Size::B8).extended(), "cvttsd2si";
     NP: 0x2d => sse(WM, RX, Size::B8).set(MMX_SSE), "cvtps2pi";
     P66: 0x2d => sse(WM, RX, Size::B16).set(MMX_SSE), "cvtpd2pi";
-    PF3: 0x2d => sse(WY, RX, Size::B4), "cvtss2si";
-    PF2: 0x2d => sse(WY, RX, Size::B8), "cvtsd2si";
+    PF3: 0x2d => sse(WY, RX, Size::B4).extended(), "cvtss2si";
+    PF2: 0x2d => sse(WY, RX, Size::B8).extended(), "cvtsd2si";
     NP: 0x2e => sse(RX, RX, Size::B4), "ucomiss";
     P66: 0x2e => sse(RX, RX, Size::B8), "ucomisd";
     NP: 0x2f => sse(RX, RX, Size::B4), "comiss";
     P66: 0x2f => sse(RX, RX, Size::B8), "comisd";
-    NP|P66: 0x40..=0x4f => modrm(UV, RV, Size::V), "cmov*";
-    NP: 0x50 => sse(WD, RX, Size::No), "movmskps";
-    P66: 0x50 => sse(WD, RX, Size::No), "movmskpd";
+    NP|P66: 0x40..=0x4f => modrm(UV, RV, Size::V).extended(), "cmov*";
+    NP: 0x50 => sse(WD, RX, Size::No).extended(), "movmskps";
+    P66: 0x50 => sse(WD, RX, Size::No).extended(), "movmskpd";
     NP: 0x51 => x16(), "sqrtps";
     P66: 0x51 => x16(), "sqrtpd";
     PF3: 0x51 => sse(UX, RX, Size::B4), "sqrtss";
@@ -181,8 +181,8 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     PF2: 0x7c => x16().set(SSE3), "haddps";
     P66: 0x7d => x16().set(SSE3), "hsubpd";
     PF2: 0x7d => x16().set(SSE3), "hsubps";
-    NP: 0x7e => modrm(RM, WY, Size::Y).set(MMX), "movd|movq";
-    P66: 0x7e => sse(RX, WY, Size::Y), "movd|movq";
+    NP: 0x7e => modrm(RM, WY, Size::Y).set(MMX).extended(), "movd|movq";
+    P66: 0x7e => sse(RX, WY, Size::Y).extended(), "movd|movq";
     PF3: 0x7e => sse(WX, RX, Size::B8), "movq";
     NP: 0x7f => modrm(RM, WM, Size::B8).set(MMX), "movq";
     P66: 0x7f => sse(RX, WX, Size::B16), "movdqa";
@@ -190,28 +190,28 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     NP: 0x80..=0x8f => jcc(), "j*";
     NP: 0x90..=0x9f => modrm(ZERO, W8, Size::B1), "set*";
     NP|P66: 0xa3 => modrm(RV, RV, Size::No), "bt";
-    NP|P66: 0xa4 => modrm(RV, UV, Size::V).ib(), "shld";
+    NP|P66: 0xa4 => modrm(RV, UV, Size::V).ib().value(Value::Shifted), "shld";
     NP|P66: 0xa5 => modrm(RV, UV, Size::V), "shld";
-    NP|P66: 0xab => modrm(RV, UV, Size::No), "bts";
-    NP|P66: 0xac => modrm(RV, UV, Size::V).ib(), "shrd";
+    NP|P66: 0xab => modrm(RV, UV, Size::No).extended(), "bts";
+    NP|P66: 0xac => modrm(RV, UV, Size::V).ib().value(Value::Shifted), "shrd";
     NP|P66: 0xad => modrm(RV, UV, Size::V), "shrd";
     NP: 0xae => group_of(FENCE), "";
-    NP|P66: 0xaf => modrm(UV, RV, Size::V), "imul";
+    NP|P66: 0xaf => modrm(UV, RV, Size::V).extended(), "imul";
     NP: 0xb0 => modrm(R8, U8, Size::B1).lock().with(flag::WRITES_A), "cmpxchg";
     NP|P66: 0xb1 => modrm(RV, UV, Size::V).lock().with(flag::WRITES_A), "cmpxchg";
-    NP|P66: 0xb3 => modrm(RV, UV, Size::No), "btr";
-    NP|P66: 0xb6 => modrm(WV, R8, Size::B1), "movzx";
-    NP: 0xb7 => modrm(WY, RD, Size::B2), "movzx";
-    PF3: 0xb8 => modrm(WV, RV, Size::V).set(POPCNT), "popcnt";
+    NP|P66: 0xb3 => modrm(RV, UV, Size::No).extended(), "btr";
+    NP|P66: 0xb6 => modrm(WV, R8, Size::B1).value(Value::Small), "movzx";
+    NP: 0xb7 => modrm(WY, RD, Size::B2).value(Value::Small), "movzx";
+    PF3: 0xb8 => modrm(WV, RV, Size::V).set(POPCNT).extended(), "popcnt";
     NP|P66: 0xba => group_of(BIT).with(flag::OPSIZE), "";
-    NP|P66: 0xbb => modrm(RV, UV, Size::No), "btc";
+    NP|P66: 0xbb => modrm(RV, UV, Size::No).extended(), "btc";
     // bsf and bsr leave the destination alone for 0.
     NP|P66: 0xbc => modrm(UV, RV, Size::V), "bsf";
-    PF3: 0xbc => modrm(WV, RV, Size::V).set(BMI1), "tzcnt";
+    PF3: 0xbc => modrm(WV, RV, Size::V).set(BMI1).extended(), "tzcnt";
     NP|P66: 0xbd => modrm(UV, RV, Size::V), "bsr";
-    PF3: 0xbd => modrm(WV, RV, Size::V).set(LZCNT), "lzcnt";
-    NP|P66: 0xbe => modrm(WV, R8, Size::B1), "movsx";
-    NP: 0xbf => modrm(WY, RD, Size::B2), "movsx";
+    PF3: 0xbd => modrm(WV, RV, Size::V).set(LZCNT).extended(), "lzcnt";
+    NP|P66: 0xbe => modrm(WV, R8, Size::B1).extended(), "movsx";
+    NP: 0xbf => modrm(WY, RD, Size::B2).extended(), "movsx";
     NP: 0xc0 => modrm(U8, U8, Size::B1).lock(), "xadd";
     NP|P66: 0xc1 => modrm(UV, UV, Size::V).lock(), "xadd";
     NP: 0xc2 => x16().ib(), "cmpps";
@@ -221,12 +221,12 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     NP: 0xc3 => modrm(RY, Operand { field: Field::None, read: false, write: true }, Size::Y).set(NT).memory_only(), "movnti";
     NP: 0xc4 => modrm(UM, RD, Size::B2).set(MMX_SSE).ib(), "pinsrw";
     P66: 0xc4 => sse(UX, RD, Size::B2).ib(), "pinsrw";
-    NP: 0xc5 => modrm(WD, RM, Size::No).set(MMX_SSE).ib(), "pextrw";
-    P66: 0xc5 => sse(WD, RX, Size::No).ib(), "pextrw";
+    NP: 0xc5 => modrm(WD, RM, Size::No).set(MMX_SSE).ib().extended(), "pextrw";
+    P66: 0xc5 => sse(WD, RX, Size::No).ib().extended(), "pextrw";
     NP: 0xc6 => x16().ib(), "shufps";
     P66: 0xc6 => x16().ib(), "shufpd";
     NP: 0xc7 => group_of(CMPXCHG8), "";
-    NP: 0xc8..=0xcf => in_opcode(UY), "bswap";
+    NP: 0xc8..=0xcf => in_opcode(UY).extended(), "bswap";
     P66: 0xd0 => x16().set(SSE3), "addsubpd";
     PF2: 0xd0 => x16().set(SSE3), "addsubps";
     NP: 0xd1..=0xd3 => m8(), "psrl*";
@@ -236,8 +236,8 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0xd6 => sse(RX, WX, Size::B8), "movq";
     PF3: 0xd6 => sse(WX, RM, Size::No).set(MMX_SSE), "movq2dq";
     PF2: 0xd6 => sse(WM, RX, Size::No).set(MMX_SSE), "movdq2q";
-    NP: 0xd7 => modrm(WD, RM, Size::No).set(MMX_SSE), "pmovmskb";
-    P66: 0xd7 => sse(WD, RX, Size::No), "pmovmskb";
+    NP: 0xd7 => modrm(WD, RM, Size::No).set(MMX_SSE).extended(), "pmovmskb";
+    P66: 0xd7 => sse(WD, RX, Size::No).extended(), "pmovmskb";
     NP: 0xd8..=0xd9 => m8(), "psubus*";
     NP: 0xda => m8_sse(), "pminub";
     NP: 0xdb..=0xdd => m8(), "pand|paddus*";
@@ -281,12 +281,12 @@ const fn shift(rm: Operand, set: u8) -> Line {
 /// Groups by number (the constants above).
 pub(crate) static GROUPS: [Group; 11] = [
     // A prefetch touches one cache line and never faults; it still counts as an access (it tells whether an address is mapped).
-    group! { 1 memory => modrm(EXT, READ, Size::B1).set(PREFETCHW), "prefetchw"; },
+    group! { 1 memory => modrm(EXT, READ, Size::B1).set(PREFETCHW).with(flag::PREFETCH), "prefetchw"; },
     group! {
-        0 memory => modrm(EXT, READ, Size::B1), "prefetchnta";
-        1 memory => modrm(EXT, READ, Size::B1), "prefetcht0";
-        2 memory => modrm(EXT, READ, Size::B1), "prefetcht1";
-        3 memory => modrm(EXT, READ, Size::B1), "prefetcht2";
+        0 memory => modrm(EXT, READ, Size::B1).with(flag::PREFETCH), "prefetchnta";
+        1 memory => modrm(EXT, READ, Size::B1).with(flag::PREFETCH), "prefetcht0";
+        2 memory => modrm(EXT, READ, Size::B1).with(flag::PREFETCH), "prefetcht1";
+        3 memory => modrm(EXT, READ, Size::B1).with(flag::PREFETCH), "prefetcht2";
     },
     group! {
         2 register => shift(UM, MMX), "psrlw";
@@ -326,9 +326,9 @@ pub(crate) static GROUPS: [Group; 11] = [
     },
     group! {
         4 both => modrm(EXT, RV, Size::V).ib(), "bt";
-        5 both => modrm(EXT, UV, Size::V).ib().lock(), "bts";
-        6 both => modrm(EXT, UV, Size::V).ib().lock(), "btr";
-        7 both => modrm(EXT, UV, Size::V).ib().lock(), "btc";
+        5 both => modrm(EXT, UV, Size::V).ib().lock().extended(), "bts";
+        6 both => modrm(EXT, UV, Size::V).ib().lock().extended(), "btr";
+        7 both => modrm(EXT, UV, Size::V).ib().lock().extended(), "btc";
     },
     group! {
         1 memory => modrm(EXT, UPDATE, Size::Pair).lock().with(flag::W_ANY | flag::WRITES_A | flag::WRITES_D), "cmpxchg8b|cmpxchg16b";

@@ -49,10 +49,10 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     NP: 0xc8..=0xcd => x(SHA), "sha*";
     P66: 0xcf => x(GFNI), "gf2p8mulb";
     P66: 0xdb..=0xdf => x(AES), "aes*";
-    NP|P66: 0xf0 => modrm(WV, LOAD, Size::V).set(MOVBE).memory_only(), "movbe";
+    NP|P66: 0xf0 => modrm(WV, LOAD, Size::V).set(MOVBE).memory_only().extended(), "movbe";
     NP|P66: 0xf1 => modrm(RV, STORE, Size::V).set(MOVBE).memory_only(), "movbe";
-    PF2: 0xf0 => modrm(Operand { field: Field::Gpr32, read: true, write: true }, R8, Size::B1).set(CRC32), "crc32";
-    PF2: 0xf1 => modrm(UY, RV, Size::V).set(CRC32), "crc32";
-    P66: 0xf6 => modrm(UY, RY, Size::Y).set(ADX), "adcx";
-    PF3: 0xf6 => modrm(UY, RY, Size::Y).set(ADX), "adox";
+    PF2: 0xf0 => modrm(Operand { field: Field::Gpr32, read: true, write: true }, R8, Size::B1).set(CRC32).extended(), "crc32";
+    PF2: 0xf1 => modrm(UY, RV, Size::V).set(CRC32).extended(), "crc32";
+    P66: 0xf6 => modrm(UY, RY, Size::Y).set(ADX).extended(), "adcx";
+    PF3: 0xf6 => modrm(UY, RY, Size::Y).set(ADX).extended(), "adox";
 };

@@ -20,10 +20,10 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x0c..=0x0e => x41(Size::B16), "blendps|blendpd|pblendw";
     NP: 0x0f => modrm(UM, RM, Size::B8).set(MMX_SSSE3).ib(), "palignr";
     P66: 0x0f => x(SSSE3), "palignr";
-    P66: 0x14 => sse(RX, WD, Size::B1).set(SSE41).ib(), "pextrb";
-    P66: 0x15 => sse(RX, WD, Size::B2).set(SSE41).ib(), "pextrw";
-    P66: 0x16 => sse(RX, WY, Size::Y).set(SSE41).ib(), "pextrd|pextrq";
-    P66: 0x17 => sse(RX, WD, Size::B4).set(SSE41).ib(), "extractps";
+    P66: 0x14 => sse(RX, WD, Size::B1).set(SSE41).ib().extended(), "pextrb";
+    P66: 0x15 => sse(RX, WD, Size::B2).set(SSE41).ib().extended(), "pextrw";
+    P66: 0x16 => sse(RX, WY, Size::Y).set(SSE41).ib().extended(), "pextrd|pextrq";
+    P66: 0x17 => sse(RX, WD, Size::B4).set(SSE41).ib().extended(), "extractps";
     P66: 0x20 => sse(UX, RD, Size::B1).set(SSE41).ib(), "pinsrb";
     P66: 0x21 => x41(Size::B4), "insertps";
     P66: 0x22 => sse(UX, RY, Size::Y).set(SSE41).ib(), "pinsrd|pinsrq";

@@ -16,7 +16,7 @@ mod vex_0f38;
 mod vex_0f3a;
 
 pub(crate) use fpu::{MEMORY as FPU_MEMORY, REGISTER as FPU_REGISTER};
-pub(crate) use line::{Field, Imm, Kind, Line, NO_WIDE, Operand, Size, flag, plain};
+pub(crate) use line::{Field, Imm, Kind, Line, NO_WIDE, Operand, Size, Value, flag, plain};
 pub(crate) use map_0f::{GROUPS as GROUPS_0F, MAP as MAP_0F};
 pub(crate) use map_0f3a::MAP as MAP_0F3A;
 pub(crate) use map_0f38::MAP as MAP_0F38;

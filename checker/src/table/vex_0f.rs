@@ -52,11 +52,11 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     NP|P66: 0x29 => vex2(RX, WX, Size::L), "vmovap*";
     PF3|PF2: 0x2a => vex3(WX, RX, RY, Size::Y).l0(), "vcvtsi2s*";
     NP|P66: 0x2b => vex2(RX, WX, Size::L).sets(AVX_NT, AVX_NT).memory_only(), "vmovntp*";
-    PF3: 0x2c..=0x2d => vex2(WY, RX, Size::B4).l0(), "vcvt*ss2si";
-    PF2: 0x2c..=0x2d => vex2(WY, RX, Size::B8).l0(), "vcvt*sd2si";
+    PF3: 0x2c..=0x2d => vex2(WY, RX, Size::B4).l0().extended(), "vcvt*ss2si";
+    PF2: 0x2c..=0x2d => vex2(WY, RX, Size::B8).l0().extended(), "vcvt*sd2si";
     NP: 0x2e..=0x2f => vex2(RX, RX, Size::B4).l0(), "vucomiss|vcomiss";
     P66: 0x2e..=0x2f => vex2(RX, RX, Size::B8).l0(), "vucomisd|vcomisd";
-    NP|P66: 0x50 => vex2(WD, RX, Size::No), "vmovmskp*";
+    NP|P66: 0x50 => vex2(WD, RX, Size::No).extended(), "vmovmskp*";
     NP|P66: 0x51 => vex2(WX, RX, Size::L), "vsqrtp*";
     PF3: 0x51 => s3(Size::B4), "vsqrtss";
     PF2: 0x51 => s3(Size::B8), "vsqrtsd";
@@ -83,7 +83,7 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x74..=0x76 => i3(), "vpcmpeq*";
     NP: 0x77 => Line { wide: AVX, ..plain().set(AVX) }, "vzeroupper|vzeroall";
     P66|PF2: 0x7c..=0x7d => v3(), "vhadd*|vhsub*";
-    P66: 0x7e => vex2(RX, WY, Size::Y).l0(), "vmovd|vmovq";
+    P66: 0x7e => vex2(RX, WY, Size::Y).l0().extended(), "vmovd|vmovq";
     PF3: 0x7e => vex2(WX, RX, Size::B8).l0(), "vmovq";
     P66|PF3: 0x7f => vex2(RX, WX, Size::L), "vmovdq*";
     NP: 0xae => group_of(CONTROL_GROUP), "";
@@ -91,13 +91,13 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     PF3: 0xc2 => s3(Size::B4).ib(), "vcmpss";
     PF2: 0xc2 => s3(Size::B8).ib(), "vcmpsd";
     P66: 0xc4 => vex3(WX, RX, RD, Size::B2).l0().ib(), "vpinsrw";
-    P66: 0xc5 => vex2(WD, RX, Size::No).l0().ib(), "vpextrw";
+    P66: 0xc5 => vex2(WD, RX, Size::No).l0().ib().extended(), "vpextrw";
     NP|P66: 0xc6 => v3().ib(), "vshufp*";
     P66|PF2: 0xd0 => v3(), "vaddsub*";
     P66: 0xd1..=0xd3 => count(), "vpsrl*";
     P66: 0xd4..=0xd5 => i3(), "vpaddq|vpmullw";
     P66: 0xd6 => vex2(RX, WX, Size::B8).l0(), "vmovq";
-    P66: 0xd7 => vex2(WD, RX, Size::No).int(), "vpmovmskb";
+    P66: 0xd7 => vex2(WD, RX, Size::No).int().extended(), "vpmovmskb";
     P66: 0xd8..=0xe0 => i3(), "vp*";
     P66: 0xe1..=0xe2 => count(), "vpsra*";
     P66: 0xe3..=0xe5 => i3(), "vpavgw|vpmulh*";
@@ -138,8 +138,8 @@ pub(crate) static GROUPS: [Group; 5] = [
         3 memory => vex2(EXT, Operand { field: Field::None, read: false, write: true }, Size::B4).set(AVX_CONTROL).l0(), "vstmxcsr";
     },
     group! {
-        1 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0(), "blsr";
-        2 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0(), "blsmsk";
-        3 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0(), "blsi";
+        1 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0().extended(), "blsr";
+        2 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0().extended(), "blsmsk";
+        3 both => vex3(EXT, WY, RY, Size::Y).set(BMI1).l0().extended(), "blsi";
     },
 ];

@@ -24,10 +24,10 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x0b => vex3(WX, RX, RX, Size::B8).l0().ib(), "vroundsd";
     P66: 0x0c..=0x0d => v3(), "vblendp*";
     P66: 0x0e..=0x0f => v3().int(), "vpblendw|vpalignr";
-    P66: 0x14 => vex2(RX, WD, Size::B1).l0().ib(), "vpextrb";
-    P66: 0x15 => vex2(RX, WD, Size::B2).l0().ib(), "vpextrw";
-    P66: 0x16 => vex2(RX, WY, Size::Y).l0().ib(), "vpextrd|vpextrq";
-    P66: 0x17 => vex2(RX, WD, Size::B4).l0().ib(), "vextractps";
+    P66: 0x14 => vex2(RX, WD, Size::B1).l0().ib().extended(), "vpextrb";
+    P66: 0x15 => vex2(RX, WD, Size::B2).l0().ib().extended(), "vpextrw";
+    P66: 0x16 => vex2(RX, WY, Size::Y).l0().ib().extended(), "vpextrd|vpextrq";
+    P66: 0x17 => vex2(RX, WD, Size::B4).l0().ib().extended(), "vextractps";
     P66: 0x18 => vex3(WX, RX, RX, Size::B16).l1(AVX).ib(), "vinsertf128";
     P66: 0x19 => vex2(RX, WX, Size::B16).l1(AVX).ib(), "vextractf128";
     P66: 0x1d => vex2(RX, WX, Size::L2).sets(AVX_F16C, AVX_F16C).ib(), "vcvtps2ph";
@@ -49,5 +49,5 @@ pub(crate) static MAP: PrefixedMap = prefixed_map! {
     P66: 0x63 => vex2(RX, RX, Size::B16).l0().ib().with(flag::WRITES_C), "vpcmpistri";
     P66: 0xce..=0xcf => v3().sets(AVX_GFNI, AVX_GFNI).w1(), "vgf2p8affine*";
     P66: 0xdf => vex2(WX, RX, Size::B16).set(AVX_AES).l0().ib(), "vaeskeygenassist";
-    PF2: 0xf0 => vex2(WY, RY, Size::Y).set(BMI2).l0().ib(), "rorx";
+    PF2: 0xf0 => vex2(WY, RY, Size::Y).set(BMI2).l0().ib().extended(), "rorx";
 };

@@ -71,6 +71,13 @@ pub fn vex_heads() -> Vec<Head> {
     heads
 }
 
+/// All heads with the segment and without 67: the loads that [`cordon_checker::Protect::Stores`] leaves alone.
+pub fn load_heads() -> Vec<Head> {
+    let wide = |head: &Head| head.bytes[0] == 0x65 && head.bytes[1] != 0x67;
+    let heads = legacy_heads().into_iter().chain(vex_heads()).filter(wide);
+    heads.map(|head| Head { all_sibs: true, ..head }).collect()
+}
+
 /// Tries every ModRM and SIB after `head`, the rest of the bytes being `fill`.
 pub fn sweep(oracle: &mut Oracle, head: &Head, fill: u8, tally: &mut Tally) {
     let mut bytes = [fill; 24];

@@ -1,7 +1,7 @@
 //! Compares what the checker's tables say of an accepted encoding with iced-x86.
 
 use cordon_checker::policy::Host;
-use cordon_checker::{Description, Features, Flow, describe};
+use cordon_checker::{Description, Features, Flow, MemoryOperand, Mode, describe_in};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register, UsedMemory,
@@ -42,17 +42,18 @@ impl Tally {
 pub struct Oracle {
     info: InstructionInfoFactory,
     host: Host,
+    mode: Mode,
 }
 
 impl Oracle {
-    pub fn new(host: Host) -> Oracle {
-        Oracle { info: InstructionInfoFactory::new(), host }
+    pub fn new(host: Host, mode: Mode) -> Oracle {
+        Oracle { info: InstructionInfoFactory::new(), host, mode }
     }
 
     /// Compares one byte string if the checker accepts it.
     pub fn compare(&mut self, bytes: &[u8], tally: &mut Tally) {
         tally.tried += 1;
-        let Ok(ours) = describe(bytes, self.host) else { return };
+        let Ok(ours) = describe_in(bytes, self.host, self.mode) else { return };
         tally.accepted += 1;
         if let Err(difference) = self.difference(bytes, &ours) {
             let example = format!("{}: {difference}; {ours:?}", hex(&bytes[..ours.len]));
@@ -88,8 +89,8 @@ impl Oracle {
         same("memory operand", true, access)?;
         same("segment", theirs.memory_segment(), segment)?;
         same("segment prefix", theirs.segment_prefix(), segment)?;
-        same("base", memory.base.map(u32::from), number32(theirs.memory_base())?)?;
-        same("index", memory.index.map(u32::from), number32(theirs.memory_index())?)?;
+        same("base", memory.base.map(u32::from), number(&memory, theirs.memory_base())?)?;
+        same("index", memory.index.map(u32::from), number(&memory, theirs.memory_index())?)?;
         if memory.index.is_some() {
             same("scale", u32::from(memory.scale), theirs.memory_index_scale())?;
         }
@@ -99,11 +100,13 @@ impl Oracle {
             theirs.mnemonic(),
             Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchw
         );
+        same("prefetch", memory.prefetch, prefetch)?;
         if prefetch {
-            return Ok(());
+            return same("address size of a prefetch", memory.wide, false);
         }
         same("number of accesses", used.len(), 1)?;
         let (read, write) = kind(used[0].access());
+        same("wide access that is no load", memory.wide && (write || !read), false)?;
         same("read, write", (memory.read, memory.write), (read, write))
     }
 
@@ -145,10 +148,10 @@ fn kind(access: OpAccess) -> (bool, bool) {
     }
 }
 
-fn number32(register: Register) -> Result<Option<u32>, String> {
+fn number(memory: &MemoryOperand, register: Register) -> Result<Option<u32>, String> {
     match register {
         Register::None => Ok(None),
-        r if r.is_gpr32() => Ok(Some(r.number() as u32)),
+        r if r.is_gpr32() && !memory.wide || r.is_gpr64() && memory.wide => Ok(Some(r.number() as u32)),
         r => Err(format!("address register {r:?}")),
     }
 }

@@ -1,13 +1,14 @@
 //! `cordon check`: the checker's verdict on an image file.
 
 use super::Format;
+use super::demand::{Demand, words};
 use super::disasm::{Function, covering, listing};
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use clap::ValueEnum;
 use cordon_checker::note::{FLAG_KERNEL, Note};
 use cordon_checker::policy::Host;
-use cordon_checker::{Features, Policy, Reject, Rule, Summary, check, scratch_len};
+use cordon_checker::{Features, Mode, Policy, Reject, Rule, Summary, check, scratch_len};
 use cordon_loader::{Parts, split};
 use cordon_rewriter::diag::Place;
 use serde_json::json;
@@ -31,6 +32,8 @@ pub struct Args {
     /// The host's terms: segment, instruction sets, stack depth
     #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
     pub policy: PolicyName,
+    #[command(flatten)]
+    pub demand: Demand,
     /// How to print the verdict
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
@@ -59,9 +62,10 @@ impl PolicyName {
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     let file = read_file(&args.image)?;
     let parts = parts(&args.image, &file)?;
-    let policy = args.policy.policy();
+    let policy = Policy { mode: args.demand.mode(), ..args.policy.policy() };
     let summary = judge(&args.image, &parts, &policy)?;
-    Ok(accepted(args, parts.text.len(), &summary))
+    let mode = Note::parse(parts.note).map(|note| note.layout.mode).unwrap_or_default();
+    Ok(accepted(args, parts.text.len(), mode, &summary))
 }
 
 /// Takes the file apart as the loader does.
@@ -116,19 +120,21 @@ pub fn rejected(path: &Path, parts: &Parts<'_>, reject: Reject, message: &str) -
     Failure::one(Exit::Refused, Problem { place: Some(place), ..problem })
 }
 
-fn accepted(args: &Args, text: usize, summary: &Summary) -> Report {
+fn accepted(args: &Args, text: usize, mode: Mode, summary: &Summary) -> Report {
     let features: Vec<&str> =
         Features::NAMES.iter().filter(|(f, _)| summary.features.contains(*f)).map(|(_, name)| *name).collect();
     let uses = if features.is_empty() { "general-purpose registers only".into() } else { features.join(" ") };
     let line = format!(
-        "{}: accepted; text {text} bytes, {} instructions, stack depth at most {} bytes, uses {uses}\n",
+        "{}: accepted; text {text} bytes, {} instructions, stack depth at most {} bytes, uses {uses}; {}\n",
         args.image.display(),
         summary.instructions,
         summary.max_depth,
+        words(mode),
     );
     let json = json!({
         "image": args.image.display().to_string(),
         "accepted": true,
+        "mode": words(mode),
         "text": text,
         "instructions": summary.instructions,
         "max_depth": summary.max_depth,

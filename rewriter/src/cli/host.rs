@@ -55,10 +55,10 @@ fn parse_variable(text: &str) -> Result<OsString, String> {
 /// Runs the program to its end and ends this process as it did; standard output is the program's alone, so that a report in JSON goes to
 /// standard error.
 pub fn execute(args: &Args, image: &Arc<Image>, file: &[u8]) -> Failure {
-    if !args.arg.is_empty() || args.input.is_some() || args.pcap.is_some() || args.repeat != 1 {
+    if !args.arg.is_empty() || args.input.is_some() || args.pcap.is_some() || !args.share.is_empty() || args.repeat != 1 {
         return Failure::usage(
             "usage",
-            "a whole program takes its arguments behind `--`, not --arg, --input, --pcap or --repeat",
+            "a whole program takes its arguments behind `--`, not --arg, --input, --pcap, --share or --repeat",
         );
     }
     let bytes = |text: &OsString| text.as_bytes().to_vec();

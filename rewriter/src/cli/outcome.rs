@@ -64,12 +64,14 @@ pub struct Problem {
     pub place: Option<Place>,
     /// Further fields in the order of printing; strings may have several lines.
     pub details: Map<String, Value>,
+    /// The whole text for people, where it is more than the fields one by one.
+    pub text: Option<String>,
 }
 
 impl Problem {
     /// A problem without a place or details.
     pub fn new(code: &str, message: impl Into<String>) -> Problem {
-        Problem { code: code.into(), message: message.into(), place: None, details: Map::new() }
+        Problem { code: code.into(), message: message.into(), place: None, details: Map::new(), text: None }
     }
 
     /// A problem with the file `path`.
@@ -85,6 +87,9 @@ impl Problem {
     }
 
     fn text(&self) -> String {
+        if let Some(text) = &self.text {
+            return text.clone();
+        }
         let mut text = String::from("error: ");
         if let Some(place) = &self.place {
             let _ = write!(text, "{place}: ");

@@ -2,15 +2,18 @@
 
 use super::Format;
 use super::check;
+use super::demand::Demand;
 use super::host::{self, Given};
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use super::size::parse_number;
+use cordon_checker::Policy;
 use cordon_checker::note::INIT_ENTRY;
 use cordon_fixtures::pcap;
-use cordon_loader::{Entry, Error, Fault, FaultAccess, FaultKind, Image, Imports, LoadOptions, Window};
-use serde_json::{Map, Value, json};
+use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Memory, Sharing, Window};
+use serde_json::json;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,16 +30,17 @@ const MOST_ARGUMENTS: usize = 6;
 /// `--`. It has the standard streams, the folders given with --dir, a heap, clocks and random numbers, no threads, processes or network; its exit
 /// status is this command's exit code, or 128 + n if it ended itself by signal n.
 ///
-/// When the handler is stopped, the exit code is 4 and the report says what happened, in which function, at which window address, and
-/// from which original instruction.
+/// When the handler is stopped, the exit code is 4 and the report says what happened: the place in the source, the original instruction, its
+/// 64-bit address and what lies there, the backtrace and the registers.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   cordon run handler.cordon --arg 6 --arg 0x2a
   cordon run filter.cordon --entry filt_tcp_port --pcap trace.pcap --arg 443
   cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window
-  cordon run untrusted.cordon --time-limit 5ms
-  cordon run sort.img --dir data --env LC_ALL=C -- -r data/names.txt")]
+  cordon run sort.img --dir data --env LC_ALL=C -- -r data/names.txt
+  cordon run untrusted.cordon --mode match --time-limit 5ms
+  cordon run metered.cordon --fuel 1000000")]
 pub struct Args {
     /// The image
     pub image: PathBuf,
@@ -52,6 +56,16 @@ pub struct Args {
     /// A capture file (classic pcap, Ethernet) whose packets are given to the entry one by one
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
+    /// Place the bytes of --input or --pcap in front of an unmapped page, so that the first access past their end is reported
+    ///
+    /// They then begin at any address: code that counts on an aligned input may fault.
+    #[arg(long)]
+    pub exact: bool,
+    /// Map a file into the window: its window address and length are arguments, behind those of an input and before --arg (repeatable)
+    ///
+    /// With `:rw` at the end the handler may change the file. Its last page is filled up with zeros.
+    #[arg(long, value_name = "FILE[:ro|:rw]", value_parser = parse_share)]
+    pub share: Vec<Share>,
     /// Do everything N times and report the time of a call
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
@@ -61,6 +75,13 @@ pub struct Args {
     /// 1 ms, 20 ms for limits above 40 ms).
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time_limit)]
     pub time_limit: TimeLimit,
+    /// Stop a call that would execute more than N instructions, always at the same one; the image must be made with `rewrite --fuel`
+    ///
+    /// Host calls and built-in functions cost extra: one instruction for 16 bytes or 4 elements.
+    #[arg(long, value_name = "N", value_parser = parse_number)]
+    pub fuel: Option<u64>,
+    #[command(flatten)]
+    pub demand: Demand,
     /// Put the window at address 0, where memory accesses cost no more than natively
     #[arg(long)]
     pub fast_window: bool,
@@ -69,6 +90,22 @@ pub struct Args {
     pub format: Format,
     #[command(flatten)]
     pub given: Given,
+}
+
+/// A file to map, and whether the handler may write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub path: PathBuf,
+    pub writable: bool,
+}
+
+/// Parses a path that may end in `:ro` or `:rw`.
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (path, writable) = match text.strip_suffix(":rw") {
+        Some(path) => (path, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    if path.is_empty() { Err("expected a file".into()) } else { Ok(Share { path: path.into(), writable }) }
 }
 
 /// Most time of one call, if that is limited.
@@ -98,19 +135,24 @@ struct Totals {
     /// Of the last call, or the sum over a capture.
     result: u64,
     time: Duration,
+    /// Instructions of all calls, if the image counts them.
+    fuel: Option<u64>,
 }
 
 /// Runs the subcommand.
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     let bytes = args.input.as_ref().or(args.pcap.as_ref()).map(|path| read_file(path)).transpose()?;
     let inputs = inputs(args, bytes.as_deref())?;
-    let first = if bytes.is_some() { 2 } else { 0 };
+    let first = if bytes.is_some() { 2 } else { 0 } + 2 * args.share.len();
     if args.arg.len() + first > MOST_ARGUMENTS {
-        return Err(Failure::usage("usage", format!("at most {} --arg are possible here", MOST_ARGUMENTS - first)));
+        let message = format!("at most {} --arg are possible here", MOST_ARGUMENTS.saturating_sub(first));
+        return Err(Failure::usage("usage", message));
     }
     let file = read_file(&args.image)?;
-    let options = LoadOptions { time_limit: args.time_limit.0, ..load_options() };
-    let image = Image::from_bytes(&file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let policy = Policy { mode: args.demand.mode(), ..Policy::USER };
+    let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..load_options() };
+    let image =
+        Image::named(&args.image.display().to_string(), &file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
     if args.entry.is_none() && cordon_process::is_program(&image) {
         return Err(host::execute(args, &image, &file));
     }
@@ -121,10 +163,27 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
     let mut window = make(&image, &Imports::new()).map_err(|e| load_failure(&args.image, &file, &e))?;
+    let mut arguments = shared(args, &mut window)?;
+    arguments.extend(&args.arg);
     let mut totals = Totals::default();
-    let called = call_all(args, &inputs, &mut window, entry, &mut totals);
+    let called = call_all(args, &inputs, &arguments, &mut window, entry, &mut totals);
     called.map_err(|e| call_failure(&args.image, &name, &e, totals.calls))?;
     Ok(report(&name, args, &totals))
+}
+
+/// Maps the files to share; gives window address and length of each.
+fn shared(args: &Args, window: &mut Window) -> Result<Vec<u64>, Failure> {
+    let mut arguments = Vec::new();
+    for Share { path, writable } in &args.share {
+        let opened = File::options().read(true).write(*writable).open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (len, file) = opened.map_err(|e| Failure::file(path, "share", &e))?;
+        let sharing = if *writable { Sharing::ReadWrite } else { Sharing::Read };
+        let memory = Memory::from_file(&path.display().to_string(), &file, 0, len, *writable);
+        let offset = memory.and_then(|memory| window.share(&memory, sharing));
+        let offset = offset.map_err(|e| Failure::one(Exit::Usage, Problem::with_file(path, "share", e.to_string())))?;
+        arguments.extend([u64::from(offset), len]);
+    }
+    Ok(arguments)
 }
 
 /// What the calls of one repetition are given: nothing, the bytes of a file, or the packets of a capture one by one.
@@ -152,12 +211,20 @@ fn no_entry(image: &Image, message: &str) -> Failure {
     Failure::one(Exit::Usage, Problem::new("no-entry", message).detail("entries", names.join(" ")))
 }
 
-fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: Entry, totals: &mut Totals) -> Result<(), Error> {
+fn call_all(
+    args: &Args,
+    inputs: &[Option<&[u8]>],
+    arguments: &[u64],
+    window: &mut Window,
+    entry: Entry,
+    totals: &mut Totals,
+) -> Result<(), Error> {
     let start = Instant::now();
     for _ in 0..args.repeat {
         for input in inputs {
-            let result = call(args, window, entry, *input)?;
+            let result = call(args.exact, arguments, window, entry, *input)?;
             totals.calls += 1;
+            totals.fuel = window.fuel_used().map(|used| totals.fuel.unwrap_or(0).saturating_add(used));
             totals.nonzero += u64::from(result != 0);
             totals.result = if args.pcap.is_some() { totals.result.wrapping_add(result) } else { result };
         }
@@ -167,16 +234,16 @@ fn call_all(args: &Args, inputs: &[Option<&[u8]>], window: &mut Window, entry: E
 }
 
 /// One call: window address and length of `bytes` if there are any, then the arguments.
-fn call(args: &Args, window: &mut Window, entry: Entry, bytes: Option<&[u8]>) -> Result<u64, Error> {
+fn call(exact: bool, arguments: &[u64], window: &mut Window, entry: Entry, bytes: Option<&[u8]>) -> Result<u64, Error> {
     let mut ints = [0; MOST_ARGUMENTS];
     let mut at = 0;
     if let Some(bytes) = bytes {
         window.clear_arguments();
-        ints[0] = u64::from(window.place(bytes)?);
+        ints[0] = u64::from(if exact { window.place_exact(bytes)? } else { window.place(bytes)? });
         ints[1] = bytes.len() as u64;
         at = 2;
     }
-    ints[at..at + args.arg.len()].copy_from_slice(&args.arg);
+    ints[at..at + arguments.len()].copy_from_slice(arguments);
     window.call_entry(entry, ints)
 }
 
@@ -191,6 +258,10 @@ fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
     if totals.calls > 1 {
         let _ = writeln!(text, "{nanoseconds:.1} ns per call");
         json["ns_per_call"] = json!(nanoseconds);
+    }
+    if let Some(fuel) = totals.fuel {
+        let _ = writeln!(text, "fuel = {fuel}");
+        json["fuel"] = json!(fuel);
     }
     let _ = writeln!(text, "result = {}", totals.result);
     json["result"] = json!(totals.result);
@@ -228,38 +299,18 @@ pub fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Fai
         Error::Internal(_) => one(Exit::Internal, "internal"),
         Error::ArgumentArea { .. } => one(Exit::Usage, "argument-area"),
         Error::Timer(_) => one(Exit::Usage, "unavailable"),
-        Error::Fault(fault) if fault.kind == FaultKind::TimeLimit => one(Exit::Stopped, "time-limit"),
-        Error::Fault(_) => one(Exit::Stopped, "fault"),
+        Error::Fault(fault) => match fault.kind {
+            FaultKind::TimeLimit | FaultKind::Fuel | FaultKind::StrayAccess => one(Exit::Stopped, fault.kind.code()),
+            _ => one(Exit::Stopped, "fault"),
+        },
         _ => one(Exit::Stopped, "stopped"),
     };
     if let (Some(fault), Some(problem)) = (error.fault(), failure.problems.first_mut()) {
-        problem.details.extend(fault_fields(fault));
+        let report = fault.report();
+        problem.text = Some(format!("{report}   = calls before this one: {before}\n"));
+        problem.details.insert("report".into(), serde_json::to_value(&report).unwrap_or_default());
     }
     failure
-}
-
-/// The fields of a fault that are known.
-fn fault_fields(fault: &Fault) -> Map<String, Value> {
-    let mut fields = Map::new();
-    let mut add = |name: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            fields.insert(name.into(), value);
-        }
-    };
-    add("kind", Some(json!(format!("{:?}", fault.kind))));
-    add("access", fault.access.map(|a| json!(if a == FaultAccess::Write { "write" } else { "read" })));
-    add("address", fault.address.map(|a| json!(a)));
-    add("function", fault.function.as_ref().map(|(name, _)| json!(name)));
-    add("function_offset", fault.function.as_ref().map(|(_, distance)| json!(distance)));
-    add("text_offset", fault.text_offset.map(|o| json!(o)));
-    add("gate", fault.gate.map(|g| json!(g)));
-    add("import", fault.import.as_ref().map(|i| json!(i)));
-    add("limit_ns", fault.overrun.map(|o| json!(o.limit.as_nanos() as u64)));
-    add("elapsed_ns", fault.overrun.map(|o| json!(o.elapsed.as_nanos() as u64)));
-    add("origin_object", fault.origin.as_ref().map(|o| json!(o.object)));
-    add("origin_section", fault.origin.as_ref().map(|o| json!(o.section)));
-    add("origin_offset", fault.origin.as_ref().map(|o| json!(o.offset)));
-    fields
 }
 
 #[cfg(test)]

@@ -364,7 +364,10 @@ impl Planner<'_> {
         copy_memory(insn, &mut load);
         let mut borrow = Borrow::default();
         self.memory(id, node, &mut load, &mut borrow)?;
-        for (_, fill) in &borrow.0 {
+        for (borrowed, fill) in &borrow.0 {
+            if borrowed.keep {
+                return Err(("unsupported-instruction", format!("`{insn}`: no register is free")));
+            }
             self.bytes(fill.clone());
         }
         let bytes = ok(encode::encode(&load))?;

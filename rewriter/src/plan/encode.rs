@@ -42,12 +42,13 @@ pub fn narrow(register: Register) -> Register {
     if register == Register::None { register } else { Register::EAX + register.number() as u32 }
 }
 
-/// `mov from,%gs:disp(base)`, 64 bits.
+/// `mov from,%gs:disp(base)`, 64 bits or 32 by the register.
 ///
 /// # Errors
 /// Never for a general register.
 pub fn store(from: Register, base: Register, disp: i32) -> Result<Vec<u8>, IcedError> {
-    encode(&Instruction::with2(Code::Mov_rm64_r64, window(base, disp), from)?)
+    let code = if from.is_gpr64() { Code::Mov_rm64_r64 } else { Code::Mov_rm32_r32 };
+    encode(&Instruction::with2(code, window(base, disp), from)?)
 }
 
 /// `mov %gs:disp(base),to`, 64 bits or 32 by the register.
@@ -88,3 +89,6 @@ pub fn set(to: Register, value: u32) -> Result<Vec<u8>, IcedError> {
 pub fn move_stack(by: i32) -> Result<Vec<u8>, IcedError> {
     lea(Register::RSP, Register::RSP, Register::None, 1, by)
 }
+
+/// A no-op of one byte.
+pub const NO_OP: [u8; 1] = [0x90];

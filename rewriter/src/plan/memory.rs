@@ -129,7 +129,7 @@ impl Planner<'_> {
             return Ok(());
         }
         let mut disp = self.displacement(node)?;
-        let (mut base, index) = (insn.memory_base(), insn.memory_index());
+        let (mut base, mut index) = (insn.memory_base(), insn.memory_index());
         match insn.segment_prefix() {
             Register::FS => {
                 self.note("thread-local: the window's block");
@@ -156,10 +156,27 @@ impl Planner<'_> {
                 self.note("stack: the data stack in the window");
                 disp += i64::from(K);
             }
+        } else if self.env.mode.matched && (base.is_gpr32() || index.is_gpr32()) {
+            self.note("32-bit address: computed first, so that it counts as what it is");
+            let taken: Vec<Register> = borrow.0.iter().map(|(b, _)| b.register).collect();
+            let scratch = self.borrow(id, insn, &taken);
+            borrow.0.push((scratch, self.narrow_address(node, scratch.register, disp)?));
+            (base, index, disp) = (scratch.register, Register::None, 0);
+            insn.set_memory_index_scale(1);
         } else if self.change.is_empty() {
             self.note("memory: forced into the window");
         }
         self.set_window(insn, node, base, index, disp)
+    }
+
+    /// The address of an operand with 32-bit registers into `to`: its low half is all of it.
+    fn narrow_address(&self, node: &Node, to: Register, disp: i64) -> Planned<Vec<u8>> {
+        let insn = &node.insn;
+        let wide = |r: Register| if r == Register::None { r } else { r.full_register() };
+        let disp = i32::try_from(disp).or_else(|_| u32::try_from(disp).map(u32::cast_signed));
+        let disp = disp.map_err(|_| ("address-range", format!("`{insn}`: its displacement does not fit 32 bits")))?;
+        let (base, index) = (wide(insn.memory_base()), wide(insn.memory_index()));
+        ok(encode::lea(encode::narrow(to), base, index, insn.memory_index_scale(), disp))
     }
 
     fn set_window(&self, insn: &mut Instruction, node: &Node, base: Register, index: Register, disp: i64) -> Planned<()> {

@@ -3,6 +3,7 @@
 pub mod backward;
 pub mod branch;
 pub mod encode;
+pub mod evict;
 pub mod memory;
 pub mod stack;
 pub mod string;
@@ -18,7 +19,7 @@ use crate::select::Selection;
 use crate::space::Space;
 use cordon_checker::layout;
 use cordon_checker::policy::Host;
-use cordon_checker::{Policy, describe};
+use cordon_checker::{Mode, Policy, describe};
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
@@ -48,6 +49,14 @@ pub enum Piece {
     Hint(u32, u32),
     /// The next node begins a loop that was aligned: to 16 bytes if that is cheap, else to 8 (what gcc does).
     Align,
+    /// The checker shall keep no facts here but those of these registers (match mode).
+    Forget(u16),
+    /// A `ud2` that ends the call because of what stands at `place`.
+    Stub {
+        place: Target,
+        /// The fuel is used up; else an access goes astray.
+        fuel: bool,
+    },
 }
 
 /// A body's plan.
@@ -58,6 +67,8 @@ pub struct Plan {
     pub changes: Vec<&'static str>,
     /// Natively pushed slots before each node: bit i = i-th slot below the return address.
     pub pushed: Vec<u64>,
+    /// Labels in use: 1 to this number.
+    pub labels: u32,
 }
 
 /// What planning reads.
@@ -68,6 +79,7 @@ pub struct Env<'a> {
     pub chosen: &'a Selection,
     pub space: &'a Space,
     pub bodies: &'a HashMap<CodeRef, usize>,
+    pub mode: Mode,
 }
 
 pub(crate) type Planned<T> = Result<T, Reason>;
@@ -117,7 +129,7 @@ pub fn plan(env: Env<'_>, index: usize, live: &Liveness) -> Result<Plan, Vec<Dia
         }
         changes.push(planner.change);
     }
-    if problems.is_empty() { Ok(Plan { pieces: planner.pieces, changes, pushed }) } else { Err(problems) }
+    if problems.is_empty() { Ok(Plan { pieces: planner.pieces, changes, pushed, labels: planner.labels }) } else { Err(problems) }
 }
 
 impl<'a> Planner<'a> {
@@ -154,6 +166,9 @@ impl<'a> Planner<'a> {
     }
 
     fn node(&mut self, id: u32, node: &Node) -> Planned<()> {
+        if self.evicted(id, node)? {
+            return Ok(());
+        }
         match &node.flow {
             Flow::Next(to) => {
                 self.straight(id, node)?;

@@ -62,6 +62,9 @@ enum Role {
 pub fn classify(program: &Program, body: &Body, live: &Liveness) -> Native {
     let n = body.nodes.len();
     let mut role: Vec<Role> = body.nodes.iter().map(role_of).collect();
+    if let Some(evicted) = &body.evicted {
+        (0..n).filter(|&i| evicted.is_room(i as u32)).for_each(|i| role[i] = Role::Data);
+    }
     let mut join = Joined((0..n as u32).collect());
     for (id, node) in body.nodes.iter().enumerate() {
         demote_addressed(program, node, &mut role);
@@ -185,6 +188,11 @@ impl Joined {
     }
 }
 
+/// Pushes and pops of memory have no register for an address (32-bit operands in match mode).
+fn no_borrow(borrow: &Borrow, insn: &Instruction) -> Planned<()> {
+    if borrow.0.is_empty() { Ok(()) } else { Err(("unsupported-instruction", format!("`{insn}` with a 32-bit address"))) }
+}
+
 impl Planner<'_> {
     /// Whether the instruction writes rsp in a way that is not `push`, `pop` or `leave`.
     pub(crate) fn moves_stack(&self, node: &Node) -> bool {
@@ -267,6 +275,7 @@ impl Planner<'_> {
         let mut borrow = Borrow::default();
         // The return address may be pushed again (a realigned frame's copy for unwinders): the data stack has a hole there, nobody reads it.
         self.push_source(id, node, &mut load, &mut borrow)?;
+        no_borrow(&borrow, &node.insn)?;
         self.keep(scratch, 1)?;
         let load = ok(encode::encode(&load))?;
         let store = ok(encode::store(to, Register::RSP, K - 8))?;
@@ -308,6 +317,7 @@ impl Planner<'_> {
         super::branch::copy_memory(insn, &mut store);
         let mut borrow = Borrow::default();
         self.memory(id, &moved, &mut store, &mut borrow)?;
+        no_borrow(&borrow, insn)?;
         self.keep(scratch, 0)?;
         let load = ok(encode::load(scratch.register, Register::RSP, K))?;
         let store = ok(encode::encode(&store))?;

@@ -169,6 +169,22 @@ impl Planner<'_> {
             self.keep(*borrowed, slot as i32)?;
             self.bytes(fill.clone());
         }
+        if self.env.mode.matched {
+            // The gate is told the low half of the address; this load is for the check of all of it.
+            self.note("not for handlers to execute: a load for the check, then a built-in gate");
+            let taken: Vec<Register> = borrow.0.iter().map(|(b, _)| b.register).chain([Register::RAX, base, index]).collect();
+            let scratch = self.borrow(id, insn, &taken);
+            self.keep(scratch, 3)?;
+            let size = insn.memory_size().size() as u32;
+            let mut load = Instruction::with2(load_code(size), sized(scratch.register, size), encode::window(Register::None, 0));
+            if let Ok(load) = &mut load {
+                super::branch::copy_memory(&access, load);
+                load.set_memory_displacement64(access.memory_displacement64());
+                load.set_memory_displ_size(access.memory_displ_size());
+            }
+            self.emit(load)?;
+            self.give_back(scratch, 3)?;
+        }
         let disp = access.memory_displacement64() as i32;
         if base == Register::None && index == Register::None {
             let bytes = ok(encode::set(Register::EAX, disp.cast_unsigned()))?;
@@ -202,7 +218,7 @@ fn accumulator(size: u32) -> Register {
 }
 
 /// The low part of `register` with `size` bytes.
-pub(super) fn sized(register: Register, size: u32) -> Register {
+pub(crate) fn sized(register: Register, size: u32) -> Register {
     let number = register.number() as u32;
     match size {
         // Numbers 4..8 mean spl..dil here, which iced lists after the high-byte registers.

@@ -91,13 +91,17 @@ fn a_stopped_handler_has_code_4_and_a_report() {
     let output = desk.cordon(&[&args[..], &["--format", "json"]].concat());
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let error = &json(&output)["error"];
-    assert_eq!((&error["code"], &error["kind"], &error["access"]), (&"fault".into(), &"Unmapped".into(), &"read".into()));
-    assert_eq!((&error["function"], &error["calls_before"]), (&"bad".into(), &2.into()), "{error}");
-    assert!(error["address"].as_u64() > Some(0x6000_0000) && error["text_offset"].is_u64(), "{error}");
-    assert_eq!(error["origin_object"], "bytes.o");
+    let report = &error["report"];
+    assert_eq!((&error["code"], &error["calls_before"]), (&"fault".into(), &2.into()), "{error}");
+    assert_eq!((&report["kind"], &report["access"], &report["bytes"]), (&"unmapped".into(), &"read".into(), &1.into()));
+    assert_eq!((&report["handler"], &report["entry"]), (&"bytes.cordon".into(), &"bad".into()), "{error}");
+    assert!(report["address"].as_u64() > Some(0x6000_0000) && report["place"]["text_offset"].is_u64(), "{error}");
+    assert_eq!((&report["place"]["function"], &report["place"]["origin"]["object"]), (&"bad".into(), &"bytes.o".into()));
+    assert!(report["instruction"].as_str().expect("the original").contains("0x60000000("), "{error}");
+    assert!(report["registers"]["rsi"] == 1 && report["backtrace"].as_array().expect("frames").len() == 1, "{error}");
     let text = desk.cordon(&args);
     assert_eq!(text.status.code(), Some(4));
-    for field in ["kind: Unmapped", "access: read", "function: bad", "calls_before: 2", "address: 0x6"] {
+    for field in ["error[unmapped]: ", "reads 1 byte at 0x6", "entry: bad", "calls before this one: 2", "0x60000000("] {
         assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
     }
 }
@@ -110,12 +114,13 @@ fn a_call_that_takes_too_long_has_code_4_and_a_report() {
     let output = desk.cordon(&[&endless[..], &["--format", "json"]].concat());
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let error = &json(&output)["error"];
-    assert_eq!((&error["code"], &error["kind"]), (&"time-limit".into(), &"TimeLimit".into()), "{error}");
-    assert_eq!((&error["function"], &error["limit_ns"]), (&"handler".into(), &5_000_000.into()), "{error}");
-    assert!(error["elapsed_ns"].as_u64() >= Some(5_000_000) && error["text_offset"].is_u64(), "{error}");
+    let report = &error["report"];
+    assert_eq!((&error["code"], &report["kind"]), (&"time-limit".into(), &"time-limit".into()), "{error}");
+    assert_eq!((&report["place"]["function"], &report["time"]["limit_ns"]), (&"handler".into(), &5_000_000.into()), "{error}");
+    assert!(report["time"]["elapsed_ns"].as_u64() >= Some(5_000_000) && report["place"]["text_offset"].is_u64(), "{error}");
     let text = desk.cordon(&endless);
     assert_eq!(text.status.code(), Some(4));
-    for field in ["time limit exceeded (5ms, ended after ", "kind: TimeLimit", "function: handler", "limit_ns: 5000000"] {
+    for field in ["error[time-limit]: time limit exceeded", "limit 5ms, ended after ", "entry: handler"] {
         assert!(stderr(&text).contains(field), "{field} in {}", stderr(&text));
     }
     for limit in ["none", "100s"] {
@@ -124,4 +129,142 @@ fn a_call_that_takes_too_long_has_code_4_and_a_report() {
     }
     let output = desk.cordon(&["run", "spin.cordon", "--time-limit", "5"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn an_exact_input_ends_where_the_first_bad_access_is_reported() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.write("in", [1, 2, 3]);
+    desk.write("two.pcap", pcap::write(&[vec![1; 60], vec![2; 61]]));
+    let source = "int last(const char *p, unsigned long n, long more) { return p[n - 1 + more]; }";
+    desk.image("last", source);
+    for input in [["--input", "in"], ["--pcap", "two.pcap"]] {
+        let inside = desk.cordon(&[&["run", "last.cordon", "--exact", "--arg", "0"], &input[..]].concat());
+        assert_eq!(stdout(&inside).lines().last(), Some("result = 3"), "{inside:?}");
+        let outside = desk.cordon(&[&["run", "last.cordon", "--exact", "--arg", "1"], &input[..]].concat());
+        assert_eq!(outside.status.code(), Some(4));
+        assert!(
+            stderr(&outside).contains("reads 1 byte at ")
+                && stderr(&outside).contains(": 1 byte past the end of the argument area")
+        );
+        let unseen = desk.cordon(&[&["run", "last.cordon", "--arg", "1"], &input[..]].concat());
+        assert_eq!(unseen.status.code(), Some(0), "without --exact the area goes on");
+    }
+}
+
+#[test]
+fn shared_files_are_arguments_and_written_back_if_wanted() {
+    let desk = Desk::new();
+    desk.image("bytes", BYTES);
+    desk.image("fill", "void fill(char *p, unsigned long n, int c) { while (n--) p[n] = c; }");
+    desk.write("table", [1; 5000]);
+    let sum = ["run", "bytes.cordon", "--entry", "sum", "--share", "table", "--arg", "2"];
+    assert_eq!(stdout(&desk.cordon(&sum)).lines().last(), Some("result = 10000"));
+    let fill = |share: &str| desk.cordon(&["run", "fill.cordon", "--share", share, "--arg", "7"]);
+    let refused = fill("table:ro");
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(stderr(&refused).contains("error[read-only]") && stderr(&refused).contains("in the memory table"), "{refused:?}");
+    assert_eq!(desk.read("table"), [1; 5000]);
+    assert_eq!(fill("table:rw").status.code(), Some(0));
+    assert_eq!(desk.read("table"), [7; 5000]);
+    desk.write("empty", "");
+    assert_eq!(
+        (fill("empty").status.code(), fill("missing").status.code(), fill(":rw").status.code()),
+        (Some(2), Some(2), Some(2))
+    );
+    let four = ["--share", "table"].repeat(4);
+    assert_eq!(desk.cordon(&[&["run", "fill.cordon"], &four[..]].concat()).status.code(), Some(2), "too many arguments");
+}
+
+const STRAY: &str = "
+struct packet { const unsigned char *data; unsigned long len; };
+static int option(const unsigned char *p, unsigned long i) { return p[i]; }
+__attribute__((noinline)) int parse(const struct packet *p, unsigned long bias)
+{
+    int sum = 0;
+    for (unsigned long i = 0; i < p->len; i++)
+        sum += option(p->data + bias, i);
+    return sum;
+}
+__attribute__((noinline)) int outer(const struct packet *p, unsigned long bias) { return parse(p, bias) + 1; }
+int handler(const unsigned char *data, unsigned long len, unsigned long bias)
+{
+    struct packet p = { data, len };
+    return outer(&p, bias);
+}
+";
+
+/// Compiles `stray.o` with line tables and rewrites it with `options`.
+fn stray(desk: &Desk, options: &[&str]) {
+    desk.write("stray.c", STRAY);
+    let gcc = std::process::Command::new("gcc").args(["-O2", "-g", "-c", "stray.c"]).current_dir(desk.folder()).status();
+    assert!(gcc.expect("gcc is installed: run scripts/setup").success());
+    let output = desk.cordon(&[&["rewrite", "stray.o", "-o", "stray.cordon", "--entry", "handler"], options].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    desk.write("in", [1; 40]);
+}
+
+#[test]
+fn a_stray_access_is_reported_like_a_compiler_error() {
+    let desk = Desk::new();
+    stray(&desk, &["--mode", "match"]);
+    let good = desk.cordon(&["run", "stray.cordon", "--mode", "match", "--input", "in", "--arg", "0"]);
+    assert_eq!(stdout(&good), "result = 41\n", "{good:?}");
+    let args = ["run", "stray.cordon", "--mode", "match", "--input", "in", "--arg", "0x500000000000"];
+    let output = desk.cordon(&args);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let text = stderr(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "error[stray-access]: access outside the handler's memory");
+    assert!(lines[1].starts_with("  --> ") && lines[1].contains("/stray.c:3:"), "{text}");
+    assert!(lines[3].contains("movz") && lines[4].contains("^^^ reads 1 byte at 0x5000"), "{text}");
+    for part in
+        ["stray.o section 1 offset 0x", "is no handler pointer; cut to 32 bits", "0: parse+", "1: outer+", "2: handler+", "rdi "]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let json = json(&desk.cordon(&[&args[..], &["--format", "json"]].concat()));
+    let report = &json["error"]["report"];
+    assert_eq!((&json["error"]["code"], &report["kind"]), (&"stray-access".into(), &"stray-access".into()));
+    assert_eq!((&report["place"]["source"]["line"], &report["bytes"], &report["access"]), (&3.into(), &1.into(), &"read".into()));
+    let address = report["address"].as_u64().expect("told");
+    assert_eq!((address >> 32, report["window_offset"].as_u64()), (0x5000, Some(address & 0xffff_ffff)));
+    assert_eq!(report["backtrace"][2]["code"]["source"]["line"], 15);
+    assert_eq!(report["registers"].as_object().expect("all").len(), 17);
+}
+
+#[test]
+fn fuel_ends_a_call_at_the_same_instruction_every_time() {
+    let desk = Desk::new();
+    stray(&desk, &["--fuel"]);
+    let run = |extra: &[&str]| desk.cordon(&[&["run", "stray.cordon", "--input", "in", "--arg", "0"], extra].concat());
+    let used = json(&run(&["--metered", "--format", "json"]))["fuel"].as_u64().expect("metered");
+    assert!(used > 4 * 40, "{used}");
+    let exactly = used.to_string();
+    let output = run(&["--fuel", &exactly]);
+    assert_eq!(stdout(&output), format!("fuel = {used}\nresult = 41\n"), "{output:?}");
+    let less = (used - 1).to_string();
+    let stopped = run(&["--fuel", &less]);
+    assert_eq!(stopped.status.code(), Some(4));
+    let text = stderr(&stopped);
+    assert!(text.starts_with("error[fuel]: out of fuel\n  --> ") && text.contains("/stray.c:"), "{text}");
+    assert!(text.contains(&format!("= fuel: all of {less} instructions used")), "{text}");
+    assert_eq!(stderr(&run(&["--fuel", &less])), text, "registers and all");
+}
+
+#[test]
+fn images_that_prove_less_than_is_demanded_are_not_run() {
+    let desk = Desk::new();
+    desk.image("add", ADD);
+    let run = |extra: &[&str]| desk.cordon(&[&["run", "add.cordon"], extra].concat()).status.code();
+    assert_eq!(
+        (run(&[]), run(&["--mode", "match"]), run(&["--metered"]), run(&["--fuel", "1000"])),
+        (Some(0), Some(1), Some(1), Some(1))
+    );
+    let check = |extra: &[&str]| desk.cordon(&[&["check", "add.cordon"], extra].concat()).status.code();
+    assert_eq!((check(&[]), check(&["--mode", "match"]), check(&["--metered"])), (Some(0), Some(1), Some(1)));
+    let stores = ["rewrite", "add.o", "-o", "add.cordon", "--protect", "stores"];
+    assert_eq!(desk.cordon(&stores).status.code(), Some(0));
+    assert_eq!((run(&[]), run(&["--protect", "stores"])), (Some(1), Some(0)), "a host must say that it trusts loads");
 }

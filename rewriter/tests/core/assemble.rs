@@ -1,5 +1,6 @@
 //! From assembly text to a rewritten function.
 
+use cordon_checker::Mode;
 use cordon_rewriter::diag::Diagnostic;
 use cordon_rewriter::{Options, Rewritten, object::Input};
 use std::io::Write;
@@ -40,19 +41,24 @@ fn source(body: &str) -> String {
     format!(".globl f\n.type f,@function\nf:\n {body}\n.size f,.-f\n")
 }
 
-fn attempt(body: &str) -> Result<Rewritten, Vec<Diagnostic>> {
+fn attempt(body: &str, mode: Mode) -> Result<Rewritten, Vec<Diagnostic>> {
     let inputs = [Input { name: "f.o".into(), bytes: assemble(&source(body)) }];
-    let options = Options { imports: vec!["host".into()], ..Options::default() };
+    let options = Options { imports: vec!["host".into()], mode, ..Options::default() };
     cordon_rewriter::rewrite(&inputs, &options).map_err(|r| r.0)
 }
 
 /// Rewrites a function with this body (and whatever follows it in the text).
 pub fn rewrite(body: &str) -> Made {
-    Made(attempt(body).unwrap_or_else(|problems| panic!("refused: {problems:?}")))
+    rewrite_in(Mode::default(), body)
+}
+
+/// As [`rewrite`], in a mode.
+pub fn rewrite_in(mode: Mode, body: &str) -> Made {
+    Made(attempt(body, mode).unwrap_or_else(|problems| panic!("refused: {problems:?}")))
 }
 
 /// The code and offset of the first reason for refusing this body.
 pub fn refusal(body: &str) -> (&'static str, u64) {
-    let problems = attempt(body).err().unwrap_or_else(|| panic!("accepted:\n{body}"));
+    let problems = attempt(body, Mode::default()).err().unwrap_or_else(|| panic!("accepted:\n{body}"));
     (problems[0].code, problems[0].place.offset.expect("has a place"))
 }

@@ -3,7 +3,9 @@
 
 mod assemble;
 mod idioms;
+mod matching;
 mod stack;
+mod stray;
 mod tables;
 
 use assemble::{assemble, rewrite};

@@ -3,7 +3,7 @@
 use crate::toolchain::output;
 use cordon_checker::layout::{Region, RegionKind, Slot, TEXT_VADDR};
 use cordon_checker::note::{self, Note, NoteSpec};
-use cordon_rewriter::emit::{EmitError, Image, ImageSymbol, MapEntry, Segment, write};
+use cordon_rewriter::emit::{EmitError, Image, ImageSymbol, MapEntry, Segment, Stub, write};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectKind, ObjectSection, ObjectSymbol};
 
@@ -26,6 +26,8 @@ fn sample() -> Image {
             symbol("end", 0x15000, 0, false, true),
         ],
         map: vec![MapEntry { new: 0, object: 0, section: 1, old: 0x40 }, MapEntry { new: 3, object: 1, section: 5, old: 9 }],
+        originals: vec![3, 0x8d, 0x47, 0x01, 0],
+        stubs: vec![Stub { at: 3, place: 0, fuel: false }, Stub { at: 4, place: 2, fuel: true }],
         objects: vec!["a.o".to_owned(), "lib.a(b.o)".to_owned()],
         note: NoteSpec {
             main_bits: 1,
@@ -72,8 +74,10 @@ fn note_and_map_can_be_read_back() {
     let note = Note::parse(&section(".note.cordon")[20..]).expect("a note");
     assert_eq!((note.entry_name(0), note.layout.main_bits), (Ok("entry"), 1));
     assert_eq!(u32::from_le_bytes([header[8], header[9], header[10], header[11]]), note::TYPE);
-    let map: Vec<u32> = section(".cordon.map").chunks(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
-    assert_eq!(map, [0, 0, 1, 0x40, 3, 1, 5, 9]);
+    let words = |name| section(name).chunks(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect::<Vec<u32>>();
+    assert_eq!(words(".cordon.map"), [0, 0, 1, 0x40, 3, 1, 5, 9]);
+    assert_eq!(words(".cordon.stubs"), [3, 0, 4, 2 | 1 << 31]);
+    assert_eq!(section(".cordon.orig"), [3, 0x8d, 0x47, 0x01, 0]);
     assert_eq!(section(".cordon.objects"), b"a.o\0lib.a(b.o)\0");
 }
 

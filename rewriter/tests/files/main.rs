@@ -4,4 +4,5 @@ mod image;
 mod lines;
 mod mutation;
 mod objects;
+mod reports;
 mod toolchain;

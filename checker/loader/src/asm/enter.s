@@ -87,6 +87,7 @@ cordon_loader_enter:
     mov {ARGS}+24(%rdi), %rcx
     mov {ARGS}+32(%rdi), %r8
     mov {ARGS}+40(%rdi), %r9
+    mov {FUEL}(%rdi), %r14
     mov {ARGS}(%rdi), %rdi
     xor %ebx, %ebx
     xor %ebp, %ebp
@@ -94,7 +95,6 @@ cordon_loader_enter:
     xor %r11d, %r11d
     xor %r12d, %r12d
     xor %r13d, %r13d
-    xor %r14d, %r14d
     xor %r15d, %r15d
     cmp %ebx, %ebx
     call *(%rsp)
@@ -105,6 +105,7 @@ cordon_loader_enter:
     shl $32, %rcx
     mov %rax, {RESULT}(%rcx)
     movsd %xmm0, {FLOAT_RESULT}(%rcx)
+    mov %r14, {FUEL}(%rcx)
     movl $0, {STOP}(%rcx)
 cordon_loader_leave:
     mov {HOST_RSP}(%rcx), %rsp
@@ -231,6 +232,7 @@ cordon_loader_host_gate:
     shr $32, %r11
     shl $32, %r11
     mov %rsp, {GATE_RSP}(%r11)
+    mov %r14, {FUEL}(%r11)
     cmp {GATE_LIMIT}(%r11), %rsp
     jb 37f
     mov %rdi, {ARGS}(%r11)
@@ -278,6 +280,7 @@ cordon_loader_host_gate:
     jnz 49f
 42:
     mov {RESULT}(%rcx), %rax
+    mov {FUEL}(%rcx), %r14
     mov {GATE_RSP}(%rcx), %rsp
     xor %ecx, %ecx
     xor %edx, %edx

@@ -2,7 +2,12 @@
 # [cordon_loader_gates, cordon_loader_gates_end) is in the signal handler's list.
 #
 # Window memory is reached through gs with 32-bit addresses, or linearly after base (from the context, never from a handler's register)
-# plus a checked range. A destination must not lie below T_end; offset and length are summed in 64 bits.
+# plus a checked range. A pointer must be below 4 GiB as a 64-bit number, a destination not below T_end; offset and length are summed in
+# 64 bits. Nothing is checked or touched when the length is 0.
+#
+# Metered images get gates of their own (NAME_metered), which take fuel from r14 before they work: one unit for 16 bytes of memcpy, memmove,
+# memset, memcmp and strlen, one for four elements of a string instruction, what is left over being free. A length that is not known
+# before (strlen, comparing, scanning) is paid for as it is found out, and the gate never works for more than there is.
 
 .text
 .balign 64
@@ -24,16 +29,54 @@ cordon_loader_gates:
     jnz \bad
 .endm
 
-# A refused range: r8 = its window offset.
+# Refused arguments: the loader looks at rdi, rsi and the length in rdx or rcx. rsp is as at the call; r11 = the gate's address.
 gate_refuses:
+    mov %rcx, %r8
     FIND_CONTEXT %rcx
-    mov %r8, {ARGS}(%rcx)
-    mov %rsp, {GATE_RSP}(%rcx)
     movl ${STOP_GATE_RANGE}, {STOP}(%rcx)
+gate_stops:
+    mov %rdi, {ARGS}(%rcx)
+    mov %rsi, {ARGS}+8(%rcx)
+    mov %rdx, {ARGS}+16(%rcx)
+    mov %r8, {ARGS}+24(%rcx)
+    mov %r11, {ARGS}+32(%rcx)
+    mov %r14, {FUEL}(%rcx)
+    mov %rsp, {GATE_RSP}(%rcx)
     jmp cordon_loader_abort
-gate_refuses_source:
-    mov %r9, %r8
+# Not enough fuel; as gate_refuses.
+gate_starves:
+    mov %rcx, %r8
+    FIND_CONTEXT %rcx
+    movl ${STOP_FUEL}, {STOP}(%rcx)
+    jmp gate_stops
+
+# Where gate \name goes to be refused or for want of fuel, with \frame bytes pushed.
+.macro STOPS name, frame
+refuse_\name:
+    lea \frame(%rsp), %rsp
+    lea cordon_loader_\name(%rip), %r11
     jmp gate_refuses
+starve_\name:
+    lea \frame(%rsp), %rsp
+    lea cordon_loader_\name(%rip), %r11
+    jmp gate_starves
+.endm
+
+# The metered form of a gate whose length is rdx.
+.macro PAY_BYTES name
+    .balign 16
+    .globl cordon_loader_\name\()_metered
+    .hidden cordon_loader_\name\()_metered
+    cordon_loader_\name\()_metered:
+    mov %rdx, %r11
+    shr $4, %r11
+    sub %r11, %r14
+    jae cordon_loader_\name
+    jmp starve_\name
+.endm
+PAY_BYTES memmove
+PAY_BYTES memset
+PAY_BYTES memcmp
 
 # void *memcpy(void *rdi, const void *rsi, size_t rdx), memmove alike: overlap is always handled.
 .balign 32
@@ -47,12 +90,14 @@ cordon_loader_memmove:
     mov %edi, %r8d
     mov %esi, %r9d
     mov %rdx, %rcx
+    or %rdi, %rcx
+    or %rsi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
+    jnz refuse_memmove
     cmp {TABLE_END}(%r11), %r8
-    jb gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
-    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses_source
+    jb refuse_memmove
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memmove
+    CHECK_RANGE %r9, %rdx, %rcx, refuse_memmove
     cmp $16, %edx
     jbe 3f
     cmp $32, %edx
@@ -164,6 +209,7 @@ cordon_loader_memmove:
     movdqu %xmm6, %gs:32(%r8d)
     movdqu %xmm7, %gs:48(%r8d)
     jmp 9b
+    STOPS memmove, 0
 
 # void *memset(void *rdi, int esi, size_t rdx)
 .balign 32
@@ -176,11 +222,12 @@ cordon_loader_memset:
     jz 9f
     mov %edi, %r8d
     mov %rdx, %rcx
+    or %rdi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
+    jnz refuse_memset
     cmp {TABLE_END}(%r11), %r8
-    jb gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
+    jb refuse_memset
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memset
     movzbl %sil, %ecx
     movabs $0x0101010101010101, %r9
     imul %r9, %rcx
@@ -245,6 +292,7 @@ cordon_loader_memset:
     mov %r9, %rax
     xor %edi, %edi
     jmp 9b
+    STOPS memset, 0
 
 # int memcmp(const void *rdi, const void *rsi, size_t rdx)
 .balign 32
@@ -257,10 +305,12 @@ cordon_loader_memcmp:
     mov %edi, %r8d
     mov %esi, %r9d
     mov %rdx, %rcx
+    or %rdi, %rcx
+    or %rsi, %rcx
     shr $32, %rcx
-    jnz gate_refuses
-    CHECK_RANGE %r8, %rdx, %rcx, gate_refuses
-    CHECK_RANGE %r9, %rdx, %rcx, gate_refuses_source
+    jnz refuse_memcmp
+    CHECK_RANGE %r8, %rdx, %rcx, refuse_memcmp
+    CHECK_RANGE %r9, %rdx, %rcx, refuse_memcmp
     cmp $16, %edx
     jb 4f
 1:
@@ -300,14 +350,19 @@ cordon_loader_memcmp:
 9:
     xor %r11d, %r11d
     ret
+    STOPS memcmp, 0
 
 # size_t strlen(const char *rdi); a string without end runs into an unmapped page.
-.balign 32
-.globl cordon_loader_strlen
-.hidden cordon_loader_strlen
-cordon_loader_strlen:
+.macro STRLEN name, metered
+    .balign 32
+    .globl cordon_loader_\name
+    .hidden cordon_loader_\name
+    cordon_loader_\name:
+    mov %rdi, %r8
+    mov %edi, %ecx
+    shr $32, %r8
+    jnz refuse_\name
     mov %edi, %r8d
-    mov %r8d, %ecx
     and $-16, %r8d
     and $15, %ecx
     pxor %xmm0, %xmm0
@@ -318,6 +373,10 @@ cordon_loader_strlen:
     bsf %eax, %eax
     jnz 9f
 1:
+    .if \metered
+    sub $1, %r14
+    jb starve_\name
+    .endif
     add $16, %r8d
     movdqa %gs:(%r8d), %xmm1
     pcmpeqb %xmm0, %xmm1
@@ -331,6 +390,10 @@ cordon_loader_strlen:
 9:
     xor %r11d, %r11d
     ret
+    STOPS \name, 0
+.endm
+STRLEN strlen, 0
+STRLEN strlen_metered, 1
 
 # Instruction gates keep every register and flag that the instruction keeps. Their frame, from rsp up:
 #   r10, r9, r8, flags (ah = lahf, al = overflow), rax, return address
@@ -360,17 +423,29 @@ cordon_loader_strlen:
     ret
 .endm
 
-# rax = rcx elements of 2^\shift bytes, refused from 4 GiB on; the destination edi is checked.
-.macro CHECK_DESTINATION shift
-    mov %edi, %r8d
+# rax = rcx elements of 2^\shift bytes, refused from 4 GiB on; the destination rdi is checked. \pointers = rdi | other pointers.
+.macro CHECK_DESTINATION name, shift, pointers
+    shr $32, \pointers
     mov %rcx, %rax
     shr $32-\shift, %rax
-    jnz gate_refuses
+    or \pointers, %rax
+    jnz refuse_\name
+    mov %edi, %r8d
     mov %rcx, %rax
     shl $\shift, %rax
     cmp {TABLE_END}(%r10), %r8
-    jb gate_refuses
-    CHECK_RANGE %r8, %rax, %r9, gate_refuses
+    jb refuse_\name
+    CHECK_RANGE %r8, %rax, %r9, refuse_\name
+.endm
+
+# Takes the fuel for rcx elements. Changes rax and flags.
+.macro PAY_ELEMENTS name, metered
+    .if \metered
+    mov %rcx, %rax
+    shr $2, %rax
+    sub %rax, %r14
+    jb starve_\name
+    .endif
 .endm
 
 # \reg becomes the linear address of its window offset; \delta is what takes that back to the register's value.
@@ -388,14 +463,17 @@ cordon_loader_strlen:
     cordon_loader_\name:
 .endm
 
-.macro REP_MOVS size, shift, letter
-    GATE rep_movs\size
+.macro REP_MOVS name, shift, letter, metered
+    GATE \name
     STRING_PROLOGUE
     test %rcx, %rcx
     jz 1f
-    CHECK_DESTINATION \shift
+    PAY_ELEMENTS \name, \metered
+    mov %rdi, %r9
+    or %rsi, %r9
+    CHECK_DESTINATION \name, \shift, %r9
     mov %esi, %r8d
-    CHECK_RANGE %r8, %rax, %r9, gate_refuses
+    CHECK_RANGE %r8, %rax, %r9, refuse_\name
     TO_LINEAR %rdi, %edi, %r9
     TO_LINEAR %rsi, %esi, %r8
     STRING_FLAGS
@@ -406,18 +484,17 @@ cordon_loader_strlen:
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
-REP_MOVS 1, 0, b
-REP_MOVS 2, 1, w
-REP_MOVS 4, 2, l
-REP_MOVS 8, 3, q
 
-.macro REP_STOS size, shift, letter
-    GATE rep_stos\size
+.macro REP_STOS name, shift, letter, metered
+    GATE \name
     STRING_PROLOGUE
     test %rcx, %rcx
     jz 1f
-    CHECK_DESTINATION \shift
+    PAY_ELEMENTS \name, \metered
+    mov %rdi, %r9
+    CHECK_DESTINATION \name, \shift, %r9
     TO_LINEAR %rdi, %edi, %r9
     STRING_FLAGS
     mov 32(%rsp), %rax
@@ -427,51 +504,117 @@ REP_MOVS 8, 3, q
 1:
     STRING_FLAGS
     STRING_EPILOGUE
+    STOPS \name, 40
 .endm
-REP_STOS 1, 0, b
-REP_STOS 2, 1, w
-REP_STOS 4, 2, l
-REP_STOS 8, 3, q
 
 # Comparing and scanning only read, upwards and one element after the other, so they end at the guard above the window at the latest.
-# A count of 0 leaves flags and pointers as they are.
-.macro COMPARE name, prefix, letter
+# A count of 0 leaves flags and pointers as they are. In the metered form r10 is the part of the count that the fuel does not last for,
+# and the count begun with is pushed below the frame.
+.macro LIMIT_COUNT
+    xor %r10d, %r10d
+    mov %r14, %rax
+    shr $60, %rax
+    jnz 2f
+    lea 3(,%r14,4), %rax
+    cmp %rax, %rcx
+    jbe 2f
+    mov %rcx, %r10
+    sub %rax, %r10
+    mov %rax, %rcx
+2:
+    push %rcx
+.endm
+# \going_on is the branch that is taken, by ZF of the last element, if the instruction would have gone on.
+.macro PAY_COUNT name, going_on
+    lahf
+    seto %al
+    pop %r9
+    sub %rcx, %r9
+    shr $2, %r9
+    sub %r9, %r14
+    test %r10, %r10
+    jz 3f
+    test %rcx, %rcx
+    jnz 3f
+    test $0x40, %ah
+    \going_on starve_\name
+3:
+    add %r10, %rcx
+    add $0x7f, %al
+    sahf
+.endm
+.macro COMPARE name, prefix, letter, metered, going_on
     GATE \name
     STRING_PROLOGUE
+    test %rcx, %rcx
+    jz 1f
+    mov %rdi, %rax
+    or %rsi, %rax
+    shr $32, %rax
+    jnz refuse_\name
     TO_LINEAR %rdi, %edi, %r9
     TO_LINEAR %rsi, %esi, %r8
-    STRING_FLAGS
+    .if \metered
+    LIMIT_COUNT
+    .endif
+    # Every element sets the flags, and there is one.
     \prefix cmps\letter
     lea (%rdi,%r9), %rdi
     lea (%rsi,%r8), %rsi
+    .if \metered
+    PAY_COUNT \name, \going_on
+    .endif
     STRING_EPILOGUE
+1:
+    STRING_FLAGS
+    STRING_EPILOGUE
+    STOPS \name, 40
 .endm
-.macro SCAN name, prefix, letter
+.macro SCAN name, prefix, letter, metered, going_on
     GATE \name
     STRING_PROLOGUE
+    test %rcx, %rcx
+    jz 1f
+    mov %rdi, %rax
+    shr $32, %rax
+    jnz refuse_\name
     TO_LINEAR %rdi, %edi, %r9
-    STRING_FLAGS
+    .if \metered
+    LIMIT_COUNT
+    mov 40(%rsp), %rax
+    .else
     mov 32(%rsp), %rax
+    .endif
     \prefix scas\letter
     lea (%rdi,%r9), %rdi
+    .if \metered
+    PAY_COUNT \name, \going_on
+    .endif
     STRING_EPILOGUE
+1:
+    STRING_FLAGS
+    STRING_EPILOGUE
+    STOPS \name, 40
 .endm
-COMPARE repe_cmps1, repe, b
-COMPARE repe_cmps2, repe, w
-COMPARE repe_cmps4, repe, l
-COMPARE repe_cmps8, repe, q
-COMPARE repne_cmps1, repne, b
-COMPARE repne_cmps2, repne, w
-COMPARE repne_cmps4, repne, l
-COMPARE repne_cmps8, repne, q
-SCAN repe_scas1, repe, b
-SCAN repe_scas2, repe, w
-SCAN repe_scas4, repe, l
-SCAN repe_scas8, repe, q
-SCAN repne_scas1, repne, b
-SCAN repne_scas2, repne, w
-SCAN repne_scas4, repne, l
-SCAN repne_scas8, repne, q
+
+.macro STRING_GATES size, shift, letter
+    REP_MOVS rep_movs\size, \shift, \letter, 0
+    REP_MOVS rep_movs\size\()_metered, \shift, \letter, 1
+    REP_STOS rep_stos\size, \shift, \letter, 0
+    REP_STOS rep_stos\size\()_metered, \shift, \letter, 1
+    COMPARE repe_cmps\size, repe, \letter, 0
+    COMPARE repe_cmps\size\()_metered, repe, \letter, 1, jnz
+    COMPARE repne_cmps\size, repne, \letter, 0
+    COMPARE repne_cmps\size\()_metered, repne, \letter, 1, jz
+    SCAN repe_scas\size, repe, \letter, 0
+    SCAN repe_scas\size\()_metered, repe, \letter, 1, jnz
+    SCAN repne_scas\size, repne, \letter, 0
+    SCAN repne_scas\size\()_metered, repne, \letter, 1, jz
+.endm
+STRING_GATES 1, 0, b
+STRING_GATES 2, 1, w
+STRING_GATES 4, 2, l
+STRING_GATES 8, 3, q
 
 # fldcw of the 16-bit word at window offset eax, every exception masked (design-review B2).
 GATE fldcw

@@ -45,6 +45,22 @@ pub struct Parts<'a> {
     pub map: &'a [u8],
     /// `.cordon.objects`.
     pub objects: &'a [u8],
+    /// `.cordon.orig`: the original instructions of `map`'s records.
+    pub originals: &'a [u8],
+    /// `.cordon.stubs`: what each `ud2` of a check or meter is about.
+    pub stubs: &'a [u8],
+    /// Line tables.
+    pub debug: DebugSections<'a>,
+}
+
+/// The DWARF sections that lead to source lines; each one empty if the image has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DebugSections<'a> {
+    pub abbrev: &'a [u8],
+    pub info: &'a [u8],
+    pub line: &'a [u8],
+    pub strings: &'a [u8],
+    pub line_strings: &'a [u8],
 }
 
 fn format(what: &'static str, offset: u64) -> Error {
@@ -96,6 +112,15 @@ pub fn split(file: &[u8]) -> Result<Parts<'_>, Error> {
         symbols: sections.symbols(file),
         map: sections.bytes(file, ".cordon.map"),
         objects: sections.bytes(file, ".cordon.objects"),
+        originals: sections.bytes(file, ".cordon.orig"),
+        stubs: sections.bytes(file, ".cordon.stubs"),
+        debug: DebugSections {
+            abbrev: sections.bytes(file, ".debug_abbrev"),
+            info: sections.bytes(file, ".debug_info"),
+            line: sections.bytes(file, ".debug_line"),
+            strings: sections.bytes(file, ".debug_str"),
+            line_strings: sections.bytes(file, ".debug_line_str"),
+        },
     })
 }
 

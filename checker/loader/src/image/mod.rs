@@ -1,6 +1,8 @@
 //! A checked image: text mapped read+execute at a random address, shared read-only data, and what windows are made from.
 
+mod depths;
 pub mod elf;
+pub mod lines;
 pub mod places;
 
 use crate::context::flag;
@@ -13,12 +15,14 @@ use crate::pages::{Access, PAGE, Pages, SharedBytes};
 use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, USER_STACK_LOW};
 use cordon_checker::note::{Note, NoteError};
 use cordon_checker::policy::Host;
-use cordon_checker::{Features, Layout, LayoutError, Policy, Summary, check, scratch_len};
+use cordon_checker::{Features, Layout, LayoutError, Mode, Policy, Summary, check, scratch_len};
+use depths::Depths;
 use elf::{Parts, Segment};
+use lines::{Debug, Lines};
 use places::{Origin, Places};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Bytes of one stub in front of a gate.
@@ -46,15 +50,26 @@ pub struct LoadOptions {
     pub host_uses_gs: bool,
     /// Most time that one call of a window may take, its initialisation included; see [`crate::Window::set_time_limit`].
     pub time_limit: Option<Duration>,
+    /// Most instructions that one call of a window may execute; a limit makes the loader refuse images that are not metered. See
+    /// [`crate::Window::set_fuel`].
+    pub fuel: Option<u64>,
     /// Write the segment base by `wrgsbase` where the kernel allows it; turned off, by system calls (for tests).
     pub fsgsbase: bool,
 }
 
 impl Default for LoadOptions {
-    /// [`Policy::USER`], 1 GiB, sealed, gs restored, [`crate::DEFAULT_TIME_LIMIT`] (10 s).
+    /// [`Policy::USER`], 1 GiB, sealed, gs restored, [`crate::DEFAULT_TIME_LIMIT`] (10 s), no fuel limit.
     fn default() -> Self {
         let time_limit = Some(crate::time::DEFAULT);
-        LoadOptions { policy: Policy::USER, memory_limit: 1 << 30, seal: true, host_uses_gs: true, time_limit, fsgsbase: true }
+        LoadOptions {
+            policy: Policy::USER,
+            memory_limit: 1 << 30,
+            seal: true,
+            host_uses_gs: true,
+            time_limit,
+            fuel: None,
+            fsgsbase: true,
+        }
     }
 }
 
@@ -105,6 +120,7 @@ pub struct Image {
     code: Pages,
     text_len: u64,
     summary: Summary,
+    mode: Mode,
     flags: u32,
     leaves: Vec<Leaf>,
     state_components: u64,
@@ -121,6 +137,13 @@ pub struct Image {
     rodata: Vec<(Region, SharedBytes)>,
     data: Vec<Initial>,
     places: Places,
+    /// What the host calls the handler, for reports.
+    name: Option<String>,
+    /// The note's descriptor.
+    note: Box<[u8]>,
+    debug: Debug,
+    lines: OnceLock<Lines>,
+    depths: OnceLock<Depths>,
     /// Reservations of dropped windows whose tables are sealed, for the next windows.
     spare: Mutex<Vec<Spare>>,
 }
@@ -132,6 +155,18 @@ impl Image {
     /// [`Error::Format`], [`Error::Note`], [`Error::Layout`], [`Error::Host`] for a bad container, [`Error::Rejected`] for text that the
     /// checker refuses, [`Error::MemoryLimit`], [`Error::Cpu`], [`Error::Memory`].
     pub fn from_bytes(file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
+        Image::load(None, file, options)
+    }
+
+    /// As [`Image::from_bytes`]; reports call the handler `name`.
+    ///
+    /// # Errors
+    /// As [`Image::from_bytes`].
+    pub fn named(name: &str, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
+        Image::load(Some(name.to_owned()), file, options)
+    }
+
+    fn load(name: Option<String>, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if options.policy.host != Host::User {
             return Err(Error::Host("the policy is not for a user-mode host"));
@@ -142,6 +177,9 @@ impl Image {
         let note = Note::parse(&descriptor).map_err(Error::Note)?;
         note.validate(&options.policy).map_err(Error::Layout)?;
         let layout = note.layout;
+        if options.fuel.is_some() && !layout.mode.metered {
+            return Err(Error::NotMetered);
+        }
         let (regions, stack) = regions(&layout, options)?;
         let imports = imports(&note, &layout)?;
         let (code, summary) = map_text(&parts, options, &layout, &imports)?;
@@ -153,7 +191,8 @@ impl Image {
             code,
             text_len: parts.text.len() as u64,
             summary,
-            flags: flags(&summary, &imports, options),
+            flags: flags(&summary, &imports, layout.mode, options),
+            mode: layout.mode,
             leaves: cpu::leaves(features),
             state_components: cpu::state_components(features),
             table: layout.table.cast_unsigned()..layout.table_end.cast_unsigned(),
@@ -169,6 +208,11 @@ impl Image {
             rodata,
             data,
             places: Places::new(&parts),
+            name,
+            debug: Debug::new(&parts.debug),
+            lines: OnceLock::new(),
+            depths: OnceLock::new(),
+            note: descriptor.into(),
             spare: Mutex::new(Vec::new()),
         }))
     }
@@ -197,6 +241,12 @@ impl Image {
         self.summary
     }
 
+    /// What the text proves beyond the sandbox: the checker verified it.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// The terms under which the image was loaded.
     #[must_use]
     pub fn options(&self) -> &LoadOptions {
@@ -219,6 +269,46 @@ impl Image {
     #[must_use]
     pub fn origin_of(&self, offset: u32) -> Option<Origin> {
         self.places.origin(offset)
+    }
+
+    /// What the host called the handler.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The checked text.
+    pub(crate) fn text(&self) -> &[u8] {
+        // SAFETY: the text is mapped as long as the image lives, readable, and never changes.
+        unsafe { std::slice::from_raw_parts(self.code.start() as *const u8, self.text_len as usize) }
+    }
+
+    /// Source lines of the text, read when they are first asked for.
+    pub(crate) fn lines(&self) -> &Lines {
+        self.lines.get_or_init(|| Lines::read(&self.debug))
+    }
+
+    /// Stack depths of the text, found out when they are first asked for.
+    pub(crate) fn depths(&self) -> &Depths {
+        self.depths.get_or_init(|| match Note::parse(&self.note) {
+            Ok(note) => Depths::of(self.text(), &self.options.policy, &note.layout),
+            Err(_) => Depths::default(),
+        })
+    }
+
+    /// Name of the entry at text offset `offset`; the first of several.
+    pub(crate) fn entry_at(&self, offset: u32) -> Option<&str> {
+        self.entries.iter().find(|(_, at)| *at == offset).map(|(name, _)| name.as_str())
+    }
+
+    /// First offset of the data stack.
+    pub(crate) fn stack_start(&self) -> u32 {
+        self.stack.start
+    }
+
+    /// Lowest offset of the guard below the data stack.
+    pub(crate) fn stack_guard(&self) -> u32 {
+        self.stack.start.saturating_sub(self.max_depth + 8)
     }
 
     pub(crate) fn places(&self) -> &Places {
@@ -268,31 +358,25 @@ impl Image {
         self.text_range().contains(&rip) && self.text_range().contains(&(rip + 1)) && unsafe { *(rip as *const [u8; 2]) } == UD2
     }
 
-    /// Name of the import whose call ends at text address `end`, if an import call does.
-    pub(crate) fn import_called_before(&self, end: u64) -> Option<&str> {
-        let start = end.checked_sub(IMPORT_CALL.len() as u64 + 4).filter(|start| self.text_range().contains(start))?;
-        if end > self.text_range().end {
-            return None;
-        }
-        // SAFETY: the eight bytes up to `end` lie in the mapped text, which is readable and never changes.
-        let [a, b, c, d, slot @ ..] = unsafe { *(start as *const [u8; 8]) };
-        let offset = u32::from_le_bytes(slot).checked_sub(self.table.start)?;
+    /// Name of the import whose call ends at text offset `end`, if an import call does.
+    pub(crate) fn import_called_before(&self, end: u32) -> Option<&str> {
+        let slot = self.text().get(..end as usize)?.last_chunk::<8>()?.strip_prefix(&IMPORT_CALL)?;
+        let offset = u32::from_le_bytes(slot.try_into().ok()?).checked_sub(self.table.start)?;
         match self.slots.get(offset as usize / 8) {
-            Some(Slot::Import(import)) if [a, b, c, d] == IMPORT_CALL => Some(&self.imports.get(*import as usize)?.name),
+            Some(Slot::Import(import)) => Some(&self.imports.get(*import as usize)?.name),
             _ => None,
         }
     }
 
     /// What a page fault at window offset `offset` means.
     pub(crate) fn page_fault_kind(&self, offset: u32) -> FaultKind {
-        let guard = u64::from(self.stack.start).saturating_sub(u64::from(self.max_depth) + 8);
         if offset < NULL_ZONE_END {
             FaultKind::NullZone
         } else if self.table.contains(&offset) {
             FaultKind::Table
         } else if let Some(region) = self.regions.iter().find(|r| (r.start..r.end).contains(&offset)) {
             if region.kind == RegionKind::Rodata { FaultKind::ReadOnly } else { FaultKind::MemoryError }
-        } else if (guard..u64::from(self.stack.start)).contains(&u64::from(offset)) {
+        } else if (self.stack_guard()..self.stack.start).contains(&offset) {
             FaultKind::DataStackOverflow
         } else {
             FaultKind::Unmapped
@@ -369,7 +453,7 @@ fn regions(layout: &Layout<'_>, options: &LoadOptions) -> Result<(Vec<Region>, R
 fn imports(note: &Note<'_>, layout: &Layout<'_>) -> Result<Vec<ImportName>, Error> {
     let import = |index: u32| {
         let (_, name) = note.import(index as usize).map_err(Error::Note)?;
-        Ok(ImportName { name: shown(name)?, built_in: gates::address(name).is_some() })
+        Ok(ImportName { name: shown(name)?, built_in: gates::built_in(name).is_some() })
     };
     (0..layout.imports).map(import).collect()
 }
@@ -431,7 +515,7 @@ fn map_text(
 ) -> Result<(Pages, Summary), Error> {
     let text_len = parts.text.len() as u64;
     let text_pages = text_len.next_multiple_of(PAGE);
-    let stubs = stubs(imports);
+    let stubs = stubs(imports, layout.mode.metered);
     let pages = Pages::reserve_random(text_pages + stubs.len() as u64, PAGE, 0, Access::ReadWrite)?;
     let filling = UD2.repeat((text_pages - text_len).div_ceil(2) as usize);
     // SAFETY: the pages are new, writable and ours.
@@ -459,11 +543,11 @@ fn map_text(
 
 /// Whole pages of stubs: the trap, then one per import. A slot is readable for the handler, so it holds a stub's address, which says
 /// nothing about the host (design-review G2); the stub jumps through a pointer beside it, in memory that no handler can read.
-fn stubs(imports: &[ImportName]) -> Vec<u8> {
+fn stubs(imports: &[ImportName], metered: bool) -> Vec<u8> {
     let len = (STUB * (imports.len() as u64 + 1)).next_multiple_of(PAGE) as usize;
     let mut bytes = UD2.repeat(len / 2);
     for (index, (import, stub)) in imports.iter().zip(bytes.chunks_exact_mut(STUB as usize).skip(1)).enumerate() {
-        let (code, gate) = match gates::address(&import.name) {
+        let (code, gate) = match gates::address(&import.name, metered) {
             Some(gate) => (Vec::new(), gate),
             // mov $index, %eax
             None => ([&[0xb8][..], &(index as u32).to_le_bytes()].concat(), enter::host_gate_address()),
@@ -478,7 +562,7 @@ fn stubs(imports: &[ImportName]) -> Vec<u8> {
 }
 
 /// Work for entry, exit and gates that follows from what the text can do.
-fn flags(summary: &Summary, imports: &[ImportName], options: &LoadOptions) -> u32 {
+fn flags(summary: &Summary, imports: &[ImportName], mode: Mode, options: &LoadOptions) -> u32 {
     let cpu = cpu::this_cpu();
     let uses = |feature: Features| summary.features.0 & feature.0 != 0;
     let calls = |name: &str| imports.iter().any(|i| i.name == name);
@@ -490,5 +574,6 @@ fn flags(summary: &Summary, imports: &[ImportName], options: &LoadOptions) -> u3
     set(uses(Features::CONTROL) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::CONTROL);
     set(cpu.fsgsbase && options.fsgsbase, flag::FSGSBASE);
     set(!options.host_uses_gs, flag::KEEP_GS);
+    set(mode.metered, flag::METERED);
     flags
 }

@@ -1,5 +1,6 @@
 //! Builds images from hand-written assembly: what the rewriter does, without the rewriter.
 
+use cordon_checker::Mode;
 use cordon_checker::layout::{
     Region, RegionKind, STACK_HEADROOM, Slot, SubTable, TEXT_VADDR, USER_STACK_LOW, USER_STACK_SHIFT, USER_TABLE,
 };
@@ -37,6 +38,8 @@ pub struct Builder {
     pub stack: u32,
     pub heap_end: u32,
     pub max_depth: u32,
+    pub mode: Mode,
+    stubs: Vec<(&'static str, &'static str, bool)>,
 }
 
 /// Image bytes with the offsets of its labels.
@@ -47,6 +50,18 @@ pub struct Built {
 }
 
 impl Builder {
+    /// The image claims that its text checks its accesses: `CHECK reg, label` goes to a `ud2` at `label` if a register is above 2 GiB.
+    pub fn matched(mut self) -> Builder {
+        self.mode.matched = true;
+        self
+    }
+
+    /// What the `ud2` at a label is about: the access or meter at a label, and whether it is the fuel.
+    pub fn stubs(mut self, stubs: &[(&'static str, &'static str, bool)]) -> Builder {
+        self.stubs = stubs.to_vec();
+        self
+    }
+
     /// `source` is AT&T assembly; every `.globl` label is an entry. `IMPORT n` calls import n, `SLOT n` is the code pointer of text slot n.
     pub fn new(source: &str) -> Builder {
         Builder {
@@ -59,7 +74,15 @@ impl Builder {
             stack: 0x10_000,
             heap_end: HEAP_END,
             max_depth: 0x1000,
+            mode: Mode::default(),
+            stubs: Vec::new(),
         }
+    }
+
+    /// The image claims that its text pays for its instructions: `METER n, label` takes n units, or goes to a `ud2` at `label`.
+    pub fn metered(mut self) -> Builder {
+        self.mode.metered = true;
+        self
     }
 
     pub fn imports(mut self, names: &[&'static str]) -> Builder {
@@ -104,6 +127,7 @@ impl Builder {
             table_end: TABLE_END as i32,
             main_bits: MAIN_BITS,
             max_depth: self.max_depth,
+            mode: self.mode,
             regions: self.regions(),
             entries: globals.map(|name| (labels[name], name.replace("__", "."))).collect(),
             imports: self.imports.iter().enumerate().map(|(i, name)| (i as u32 + 1, (*name).to_owned())).collect(),
@@ -118,7 +142,9 @@ impl Builder {
             note.sub_tables.push((table, names.iter().map(label).collect()));
             base += 8 << bits;
         }
-        let file = elf(&text, &self.rodata, &self.data, &note, &labels);
+        let stubs = self.stubs.iter().map(|(at, place, fuel)| [labels[*at], labels[*place] | u32::from(*fuel) << 31]);
+        let stubs: Vec<u8> = stubs.flatten().flat_map(u32::to_le_bytes).collect();
+        let file = elf_with(&text, &self.rodata, &self.data, &note, &labels, &stubs);
         Built { file, labels, note }
     }
 
@@ -138,7 +164,8 @@ impl Builder {
         let first_text = self.imports.len() + 1;
         format!(
             ".set T, {USER_TABLE}\n.set S0, {first_text}\n.set SUB, {SUB_TABLES}\n.set MASK, {}\n.set K, {USER_STACK_SHIFT}\n\
-             .macro IMPORT n\n call *%gs:T+8*(\\n+1)\n.endm\n.text\n{}\n",
+             .macro IMPORT n\n call *%gs:T+8*(\\n+1)\n.endm\n.macro CHECK reg, label\n cmp $0x7fffffff,\\reg; ja \\label\n.endm\n\
+             .macro METER n, label\n sub $\\n,%r14; jb \\label\n.endm\n.text\n{}\n",
             8 * ((1 << MAIN_BITS) - 1),
             // Global labels would need relocations.
             self.source.replace(".globl ", "# ")
@@ -198,8 +225,16 @@ pub struct Header {
     pub memsz: u64,
 }
 
-/// Writes an image file. Sections: null, symbols, strings, `.cordon.map`, `.cordon.objects`, section names.
+/// The original of every instruction, says the image: `mov 7(%rdi),%eax` in section 3 of `test.o`, at offset 0x100.
+pub const ORIGINAL: [u8; 3] = [0x8b, 0x47, 0x07];
+
+/// Writes an image file without stubs.
 pub fn elf(text: &[u8], rodata: &[u8], data: &[u8], note: &NoteSpec, labels: &BTreeMap<String, u32>) -> Vec<u8> {
+    elf_with(text, rodata, data, note, labels, &[])
+}
+
+/// Writes an image file. Sections: null, symbols, strings, map, objects, original instructions, stubs, section names.
+fn elf_with(text: &[u8], rodata: &[u8], data: &[u8], note: &NoteSpec, labels: &BTreeMap<String, u32>, stubs: &[u8]) -> Vec<u8> {
     let mut file = vec![0_u8; 64 + 4 * 56];
     let mut append = |bytes: &[u8], align: usize| {
         file.resize(file.len().next_multiple_of(align), 0);
@@ -218,14 +253,23 @@ pub fn elf(text: &[u8], rodata: &[u8], data: &[u8], note: &NoteSpec, labels: &BT
         symbols.extend((strings.len() as u32).to_le_bytes());
         symbols.extend([2, 0, 1, 0]); // local function in section 1
         symbols.extend((TEXT_VADDR + u64::from(*offset)).to_le_bytes());
-        symbols.extend(16_u64.to_le_bytes());
+        let end = labels.values().copied().filter(|other| other > offset).min().unwrap_or(text.len() as u32);
+        symbols.extend(u64::from(end - offset).to_le_bytes());
         strings.extend(name.as_bytes());
         strings.push(0);
     }
-    let names = b"\0.symtab\0.strtab\0.cordon.map\0.cordon.objects\0.shstrtab\0";
+    let names = b"\0.symtab\0.strtab\0.cordon.map\0.cordon.objects\0.shstrtab\0.cordon.orig\0.cordon.stubs\0";
+    let original = [&[ORIGINAL.len() as u8][..], &ORIGINAL].concat();
     let map: Vec<u8> = [0_u32, 0, 3, 0x100].iter().flat_map(|w| w.to_le_bytes()).collect();
-    let parts: [(u32, u32, &[u8], u32); 5] =
-        [(1, 2, &symbols, 2), (9, 3, &strings, 0), (17, 1, &map, 0), (29, 1, b"test.o\0", 0), (45, 3, names, 0)];
+    let parts: [(u32, u32, &[u8], u32); 7] = [
+        (1, 2, &symbols, 2),
+        (9, 3, &strings, 0),
+        (17, 1, &map, 0),
+        (29, 1, b"test.o\0", 0),
+        (55, 1, &original, 0),
+        (68, 1, stubs, 0),
+        (45, 3, names, 0),
+    ];
     let mut table = vec![0_u8; 64];
     for (name, kind, bytes, link) in parts {
         let (offset, size) = append(bytes, 8);

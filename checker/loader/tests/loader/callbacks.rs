@@ -121,7 +121,7 @@ fn a_fault_in_a_callback_ends_the_whole_call() {
     for _ in 0..50 {
         let error = w.call("other", &[]).expect_err("ends");
         let fault = error.fault().expect("a fault");
-        assert_eq!((fault.kind, fault.function.as_ref().map(|(n, _)| n.as_str())), (FaultKind::Trap, Some("fail")));
+        assert_eq!((fault.kind, fault.function().map(|(n, _)| n)), (FaultKind::Trap, Some("fail")));
         assert_eq!(w.call("deep", &[]).expect("returns"), 0);
     }
 }

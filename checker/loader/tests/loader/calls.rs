@@ -61,7 +61,7 @@ fn table_calls_reach_text_slots_and_nothing_else() {
     for bad in [0, pointer + 16, 63 * 8] {
         let fault = w.call("through", &[Arg::Int(bad)]).expect_err("stops");
         let fault = fault.fault().expect("a fault");
-        assert_eq!((fault.kind, fault.function.as_ref().map(|(n, _)| n.as_str())), (FaultKind::BadCodePointer, Some("through")));
+        assert_eq!((fault.kind, fault.function().map(|(n, _)| n)), (FaultKind::BadCodePointer, Some("through")));
     }
 }
 

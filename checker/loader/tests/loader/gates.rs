@@ -29,41 +29,61 @@ const RDX: usize = 2;
 const RBX: usize = 3;
 const RSI: usize = 5;
 const RDI: usize = 6;
+const R14: usize = 13;
 const FLAGS: usize = 15;
 
-type State = [u64; 16];
+pub type State = [u64; 16];
 
-/// Text with one entry `runN` per import: loads all registers and flags from the state block, calls, stores them.
-fn state_text(imports: usize) -> String {
+/// What `runN` of metered text pays for itself.
+pub const PAID: u64 = 120;
+
+/// Text with one entry `runN` per import: loads all registers and flags from the state block, calls, stores them. Metered text leaves r14
+/// alone.
+fn state_text(imports: usize, metered: bool) -> String {
     let saved = ["rbx", "rbp", "r12", "r13", "r14", "r15"];
     let mut text = String::new();
+    let loaded = || REGISTERS.iter().enumerate().filter(|(i, _)| !metered || *i != R14);
     for import in 0..imports {
         text += &format!(".globl run{import}\nrun{import}:\n");
-        saved.iter().for_each(|r| text += &format!("push %{r}\n"));
+        if metered {
+            text += &format!("METER {PAID}, starved\n");
+        }
+        let saved = saved.iter().filter(|r| !metered || **r != "r14");
+        saved.clone().for_each(|r| text += &format!("push %{r}\n"));
         text += &format!("mov %gs:{},%rax\nadd $0x7f,%al\nsahf\n", DATA + 120);
-        REGISTERS.iter().enumerate().for_each(|(i, r)| text += &format!("mov %gs:{},%{r}\n", DATA as usize + 8 * i));
+        loaded().for_each(|(i, r)| text += &format!("mov %gs:{},%{r}\n", DATA as usize + 8 * i));
         text += &format!("IMPORT {import}\n");
-        REGISTERS.iter().enumerate().for_each(|(i, r)| text += &format!("mov %{r},%gs:{}\n", DATA as usize + 8 * i));
+        loaded().for_each(|(i, r)| text += &format!("mov %{r},%gs:{}\n", DATA as usize + 8 * i));
         text += &format!("lahf\nseto %al\nmov %rax,%gs:{}\n", DATA + 120);
-        saved.iter().rev().for_each(|r| text += &format!("pop %{r}\n"));
+        saved.rev().for_each(|r| text += &format!("pop %{r}\n"));
         text += "ret\n";
     }
-    text
+    if metered { text + "starved: ud2\n" } else { text }
 }
 
-struct Gates {
-    window: Window,
+pub struct Gates {
+    pub window: Window,
     names: Vec<&'static str>,
 }
 
 impl Gates {
     fn new(names: &[&'static str]) -> Gates {
-        let window = Builder::new(&state_text(names.len())).imports(names).data(&[0; 128]).rodata(&[b'r'; 64]).window();
+        Gates::with(names, false)
+    }
+
+    pub fn with(names: &[&'static str], metered: bool) -> Gates {
+        let builder = Builder::new(&state_text(names.len(), metered)).imports(names).data(&[0; 128]).rodata(&[b'r'; 64]);
+        let window = if metered { builder.metered() } else { builder }.window();
         Gates { window, names: names.to_vec() }
     }
 
+    /// Fuel that the last gate took, 0 where nothing is metered.
+    fn charged(&self) -> u64 {
+        self.window.fuel_used().map_or(0, |used| used - PAID)
+    }
+
     /// Runs `name` from `state`; gives the state afterwards, with the flags reduced to the two bytes that are looked at.
-    fn run(&mut self, name: &str, state: &State) -> Result<State, Error> {
+    pub fn run(&mut self, name: &str, state: &State) -> Result<State, Error> {
         let index = self.names.iter().position(|n| *n == name).expect("listed");
         let bytes: Vec<u8> = state.iter().flat_map(|w| w.to_le_bytes()).collect();
         self.window.write(DATA, &bytes).expect("writes the state");
@@ -134,7 +154,7 @@ fn run_native(name: &str, state: &mut State, base: u64) {
     }
 }
 
-fn string_gates() -> Vec<&'static str> {
+pub fn string_gates() -> Vec<&'static str> {
     BUILT_IN_GATES.iter().copied().filter(|n| n.contains("rep")).collect()
 }
 
@@ -143,35 +163,49 @@ fn string_gates_do_what_the_instructions_do() {
     const SPAN: u64 = 4096;
     let names = string_gates();
     assert_eq!(names.len(), 24);
-    let mut gates = Gates::new(&names);
+    for metered in [false, true] {
+        string_gates_are_right(Gates::with(&names, metered), SPAN);
+    }
+}
+
+fn string_gates_are_right(mut gates: Gates, span: u64) {
+    let metered = gates.window.image().mode().metered;
     let mut random = Random(1);
-    for name in names {
+    for name in string_gates() {
         let size = u64::from(name.as_bytes()[name.len() - 1] - b'0');
         for round in 0..60 {
             // Few byte values, so that comparisons go on for a while; sometimes one value only.
             let values = [1, 2, 2, 256][round % 4];
-            let mut bytes: Vec<u8> = (0..SPAN).map(|_| random.below(values) as u8).collect();
+            let mut bytes: Vec<u8> = (0..span).map(|_| random.below(values) as u8).collect();
             let mut state = random_state(&mut random);
-            state[RCX] = if round % 5 == 0 { 0 } else { random.below(SPAN / 2 / size) };
-            state[RDI] = u64::from(HEAP) + random.below(SPAN / 2);
+            state[RCX] = if round % 5 == 0 { 0 } else { random.below(span / 2 / size) };
+            state[RDI] = u64::from(HEAP) + random.below(span / 2);
             state[RSI] = match round % 3 {
                 0 => state[RDI].saturating_sub(random.below(40)).max(HEAP.into()),
-                _ => u64::from(HEAP) + random.below(SPAN / 2),
+                _ => u64::from(HEAP) + random.below(span / 2),
             };
             state[RAX] = if round % 2 == 0 { random.below(values) * 0x0101_0101_0101_0101 } else { state[RAX] };
             gates.window.write(HEAP, &bytes).expect("writes");
             let got = gates.run(name, &state).expect("returns");
             let base = (bytes.as_mut_ptr() as u64).wrapping_sub(HEAP.into());
+            let count = state[RCX];
             run_native(name, &mut state, base);
+            assert_eq!(gates.charged(), if metered { (count - state[RCX]) / 4 } else { 0 }, "{name} round {round}");
             assert_eq!(got, state, "{name} round {round}");
-            assert_eq!(gates.window.bytes(HEAP, SPAN as u32).expect("reads"), bytes, "{name} round {round}");
+            assert_eq!(gates.window.bytes(HEAP, span as u32).expect("reads"), bytes, "{name} round {round}");
         }
     }
 }
 
 #[test]
 fn string_gates_with_count_zero_touch_nothing() {
-    let mut gates = Gates::new(&string_gates());
+    let names = string_gates();
+    for mut gates in [Gates::new(&names), Gates::with(&names, true)] {
+        count_zero_touches_nothing(&mut gates);
+    }
+}
+
+fn count_zero_touches_nothing(gates: &mut Gates) {
     let mut random = Random(2);
     for name in string_gates() {
         for (rdi, rsi) in [(0, 0), (u64::MAX, u64::MAX), (TABLE_END.into(), 0xffff_ffff)] {
@@ -187,8 +221,8 @@ fn fault(result: Result<impl std::fmt::Debug, Error>) -> (FaultKind, Option<u32>
         Err(Error::Fault(fault)) => {
             assert!(fault.registers.is_none(), "no registers of a gate");
             assert!(fault.text_offset.is_some(), "the caller is known: {fault:?}");
-            assert!(fault.gate.is_some(), "the gate is known: {fault:?}");
-            (fault.kind, fault.address, fault.access)
+            assert!(fault.gate.is_some() && fault.kind != FaultKind::Fuel, "the gate is known: {fault:?}");
+            (fault.kind, fault.address.map(|a| a as u32).filter(|_| fault.address < Some(1 << 32)), fault.access)
         }
         other => panic!("no fault: {other:?}"),
     }
@@ -196,8 +230,14 @@ fn fault(result: Result<impl std::fmt::Debug, Error>) -> (FaultKind, Option<u32>
 
 #[test]
 fn string_gates_refuse_bad_ranges() {
-    let mut gates = Gates::new(&string_gates());
-    let read = Some(FaultAccess::Read);
+    let names = string_gates();
+    for mut gates in [Gates::new(&names), Gates::with(&names, true)] {
+        string_gates_refuse(&mut gates);
+    }
+}
+
+fn string_gates_refuse(gates: &mut Gates) {
+    let (read, write) = (Some(FaultAccess::Read), Some(FaultAccess::Write));
     let good = u64::from(HEAP);
     for name in string_gates() {
         let size = u64::from(name.as_bytes()[name.len() - 1] - b'0');
@@ -211,11 +251,13 @@ fn string_gates_refuse_bad_ranges() {
             fault(gates.run(name, &state))
         };
         if writes {
-            assert_eq!(run(0x100, good, 1), (FaultKind::NullZone, Some(0x100), None), "{name}");
-            assert_eq!(run(u64::from(TABLE_END) - 8, good, 1), (FaultKind::Table, Some(TABLE_END - 8), None), "{name}");
-            assert_eq!(run(0xffff_ffff, good, 2), (FaultKind::GateRange, Some(0xffff_ffff), None), "{name}");
+            assert_eq!(run(0x100, good, 1), (FaultKind::NullZone, Some(0x100), write), "{name}");
+            assert_eq!(run(u64::from(TABLE_END) - 8, good, 1), (FaultKind::Table, Some(TABLE_END - 8), write), "{name}");
+            assert_eq!(run(0xffff_ffff, good, 2), (FaultKind::GateRange, Some(0xffff_ffff), write), "{name}");
             assert_eq!(run(good, good, (1 << 32) / size).0, FaultKind::GateRange, "{name}");
             assert_eq!(run(good, good, u64::MAX).0, FaultKind::GateRange, "{name}");
+            assert_eq!(run(good + (1 << 32), good, 1), (FaultKind::GateRange, None, write), "{name}");
+            assert_eq!(run(u64::MAX, good, 1), (FaultKind::GateRange, None, write), "{name}");
             let end = u64::from(HEAP_END);
             let edge = run(end - 2 * size, good, 3);
             assert_eq!(edge, (FaultKind::Unmapped, Some(HEAP_END), Some(FaultAccess::Write)), "{name}");
@@ -226,28 +268,31 @@ fn string_gates_refuse_bad_ranges() {
             assert_eq!(run(u64::from(HEAP_END) - 64, good, u64::MAX), (FaultKind::Unmapped, Some(HEAP_END), read), "{name}");
             let (kind, address, _) = run(0xffff_ffff, good, 2);
             assert_eq!((kind, address), (FaultKind::Unmapped, Some(0xffff_ffff)), "{name}");
+            assert_eq!(run(good + (7 << 32), good, 1), (FaultKind::GateRange, None, read), "{name}");
         }
         if name.contains("movs") {
-            assert_eq!(run(good, 0xffff_ffff, 2), (FaultKind::GateRange, Some(0xffff_ffff), None), "{name}");
+            assert_eq!(run(good, 0xffff_ffff, 2), (FaultKind::GateRange, Some(0xffff_ffff), read), "{name}");
         }
         if reads_source {
+            assert_eq!(run(good, good + (1 << 63), 1), (FaultKind::GateRange, None, read), "{name}");
             assert_eq!(run(good, 0x100, 1), (FaultKind::NullZone, Some(0x100), read), "{name}");
         }
     }
 }
 
 #[test]
-fn gates_truncate_pointers_like_every_access() {
+fn ranges_that_end_with_the_window_are_no_bad_ranges() {
     let mut gates = Gates::new(&["cordon.rep_movs1", "memcpy"]);
-    gates.window.write(HEAP, b"abcdefgh").expect("writes");
     let mut state = [0; 16];
-    (state[RDI], state[RSI], state[RCX]) = (u64::from(HEAP) + 100 + (7 << 32), u64::from(HEAP) + (9 << 32), 8);
-    let after = gates.run("cordon.rep_movs1", &state).expect("returns");
-    assert_eq!((after[RDI], after[RSI]), (state[RDI] + 8, state[RSI] + 8));
-    assert_eq!(gates.window.bytes(HEAP + 100, 8).expect("reads"), b"abcdefgh");
-    (state[RDI], state[RDX]) = (u64::from(HEAP) + 200 + (7 << 32), 8);
-    assert_eq!(gates.run("memcpy", &state).expect("returns")[RAX], state[RDI]);
-    assert_eq!(gates.window.bytes(HEAP + 200, 8).expect("reads"), b"abcdefgh");
+    for (rdi, count) in [(0xffff_fff0, 16), (0xffff_ffff, 1), (0x8000_0000, 1 << 31)] {
+        (state[RDI], state[RSI], state[RCX], state[RDX]) = (rdi, HEAP.into(), count, count);
+        for name in ["cordon.rep_movs1", "memcpy"] {
+            assert_eq!(fault(gates.run(name, &state)).0, FaultKind::Unmapped, "{name} {rdi:#x}");
+            (state[RCX], state[RDX]) = (count + 1, count + 1);
+            assert_eq!(fault(gates.run(name, &state)).0, FaultKind::GateRange, "{name} {rdi:#x}");
+            (state[RCX], state[RDX]) = (count, count);
+        }
+    }
 }
 
 /// No register that a SysV function may clobber holds anything but what the handler could know: small numbers, offsets, its data.
@@ -261,8 +306,14 @@ fn assert_no_address(state: &State, bytes: &[u8]) {
 
 #[test]
 fn memory_functions_do_what_the_c_library_does() {
+    for metered in [false, true] {
+        memory_functions_are_right(Gates::with(&["memcpy", "memmove", "memset", "memcmp", "strlen"], metered));
+    }
+}
+
+fn memory_functions_are_right(mut gates: Gates) {
     const SPAN: usize = 12_000;
-    let mut gates = Gates::new(&["memcpy", "memmove", "memset", "memcmp", "strlen"]);
+    let metered = gates.window.image().mode().metered;
     let mut random = Random(3);
     let sizes =
         [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 2047, 2048, 2049, 5000];
@@ -294,6 +345,7 @@ fn memory_functions_do_what_the_c_library_does() {
         }
         let after = gates.run(name, &state).expect("returns");
         let result = after[RAX];
+        assert_eq!(gates.charged(), if metered { size as u64 / 16 } else { 0 }, "{name}");
         if name == "memcmp" {
             let expected = model[to..to + size].cmp(&model[from..from + size]);
             assert_eq!((result as i32).cmp(&0), expected, "memcmp of {size} in round {round}");
@@ -310,7 +362,13 @@ fn memory_functions_do_what_the_c_library_does() {
 
 #[test]
 fn strlen_finds_every_length_at_every_alignment() {
-    let mut gates = Gates::new(&["strlen"]);
+    for metered in [false, true] {
+        strlen_is_right(Gates::with(&["strlen"], metered));
+    }
+}
+
+fn strlen_is_right(mut gates: Gates) {
+    let metered = gates.window.image().mode().metered;
     for align in 0..20 {
         for len in (0..40).chain([100, 255, 256]) {
             let at = HEAP_END - 1 - len - align;
@@ -319,6 +377,8 @@ fn strlen_finds_every_length_at_every_alignment() {
             let mut state = [0; 16];
             state[RDI] = at.into();
             assert_eq!(gates.run("strlen", &state).expect("returns")[RAX], len.into());
+            let blocks = (at + len) / 16 - at / 16;
+            assert_eq!(gates.charged(), if metered { blocks.into() } else { 0 });
         }
     }
     gates.window.write(HEAP_END - 5, &[1; 5]).expect("writes");
@@ -339,8 +399,10 @@ fn memory_functions_refuse_bad_ranges() {
     let (read, write) = (Some(FaultAccess::Read), Some(FaultAccess::Write));
     for name in ["memcpy", "memmove", "memset"] {
         for len in [1, 3, 8, 16, 20, 40, 70, 3000] {
-            assert_eq!(run(name, 0x100, good, len), (FaultKind::NullZone, Some(0x100), None), "{name} {len}");
-            assert_eq!(run(name, 0x1_0008, good, len), (FaultKind::Table, Some(0x1_0008), None), "{name} {len}");
+            assert_eq!(run(name, 0x100, good, len), (FaultKind::NullZone, Some(0x100), write), "{name} {len}");
+            assert_eq!(run(name, 0x1_0008, good, len), (FaultKind::Table, Some(0x1_0008), write), "{name} {len}");
+            assert_eq!(run(name, good + (1 << 32), good, len), (FaultKind::GateRange, None, write), "{name} {len}");
+            assert_eq!(run(name, u64::MAX - 7, good, len), (FaultKind::GateRange, None, write), "{name} {len}");
             let (kind, address, access) = run(name, RODATA.into(), good, len);
             assert_eq!((kind, access), (FaultKind::ReadOnly, write), "{name} {len}");
             assert!((RODATA..RODATA + len as u32).contains(&address.expect("an address")), "{name} {len}");
@@ -355,8 +417,10 @@ fn memory_functions_refuse_bad_ranges() {
     }
     for name in ["memcpy", "memmove", "memcmp"] {
         assert_eq!(run(name, good, 0x100, 16), (FaultKind::NullZone, Some(0x100), read), "{name}");
-        assert_eq!(run(name, good, 0xffff_fff8, 16).0, FaultKind::GateRange, "{name}");
+        assert_eq!(run(name, good, 0xffff_fff8, 16), (FaultKind::GateRange, Some(0xffff_fff8), read), "{name}");
+        assert_eq!(run(name, good, good + (1 << 40), 16), (FaultKind::GateRange, None, read), "{name}");
     }
+    assert_eq!(run("strlen", good + (1 << 32), 0, 0), (FaultKind::GateRange, None, read));
     assert_eq!(run("memcmp", 0x100, good, 16), (FaultKind::NullZone, Some(0x100), read));
     assert_eq!(run("strlen", 0, 0, 0), (FaultKind::NullZone, Some(0), read));
 }
@@ -447,7 +511,7 @@ fn word(text: &str) -> u64 {
 fn the_table_is_refused_by_range_not_by_its_protection() {
     let names = ["memcpy", "memset", "cordon.rep_movs8", "cordon.rep_stos1", "host"];
     let imports = Imports::new().function("host", |call, [at, ..]| u64::from(call.write(at, &[0; 8]).is_ok()));
-    let builder = Builder::new(&state_text(names.len())).imports(&names).data(&[0; 128]);
+    let builder = Builder::new(&state_text(names.len(), false)).imports(&names).data(&[0; 128]);
     let mut gates = Gates { window: builder.window_with(&imports), names: names.to_vec() };
     let table = gates.window.bytes(HEAP, 1).expect("heap").as_ptr() as u64 - u64::from(HEAP - 0x1_0000);
     // SAFETY: the table page of our own window, not sealed.
@@ -459,7 +523,7 @@ fn the_table_is_refused_by_range_not_by_its_protection() {
         let mut state = [0; 16];
         (state[RDI], state[RSI], state[RCX], state[RDX]) = (at, HEAP.into(), 8, 8);
         for name in &names[..4] {
-            assert_eq!(fault(gates.run(name, &state)), (FaultKind::Table, Some(at as u32), None), "{name}");
+            assert_eq!(fault(gates.run(name, &state)), (FaultKind::Table, Some(at as u32), Some(FaultAccess::Write)), "{name}");
         }
         assert_eq!(gates.run("host", &state).expect("returns")[RAX], 0);
     }

@@ -5,10 +5,13 @@ mod builder;
 mod callbacks;
 mod calls;
 mod faults;
+mod fuel;
 mod gates;
 mod hostile;
 mod leaks;
+mod memory;
 mod places;
+mod report;
 mod soup;
 mod time;
 

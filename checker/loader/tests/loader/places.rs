@@ -110,7 +110,7 @@ fn fast_window_is_there_once_and_behaves_like_any_other() {
                 w.call("put", &[Arg::Int(HEAP.into()), Arg::Int(77)]).expect("returns");
                 assert_eq!(w.call("get", &[Arg::Int(HEAP.into())]).expect("returns"), 77);
                 let fault = w.call("get", &[Arg::Int(8)]).expect_err("faults");
-                assert_eq!(fault.fault().map(|f| (f.kind, f.address)), Some((FaultKind::NullZone, Some(8))));
+                assert_eq!(fault.fault().map(|f| (f.kind, f.window_offset)), Some((FaultKind::NullZone, Some(8))));
                 let mut other = Window::new(&image, &Imports::new()).expect("makes a window");
                 assert_eq!(other.call("get", &[Arg::Int(HEAP.into())]).expect("returns"), 0);
                 assert_eq!(w.call("get", &[Arg::Int(HEAP.into())]).expect("returns"), 77);
@@ -192,7 +192,7 @@ fn fast_window_needs_no_privileges() {
         let mut w = Window::new_fast(&image, &Imports::new()).expect("makes the fast window");
         check_layout(&mut w);
         let fault = w.call("get", &[Arg::Int(8)]).expect_err("faults");
-        assert_eq!(fault.fault().map(|f| (f.kind, f.address)), Some((FaultKind::NullZone, Some(8))));
+        assert_eq!(fault.fault().map(|f| (f.kind, f.window_offset)), Some((FaultKind::NullZone, Some(8))));
     });
 }
 

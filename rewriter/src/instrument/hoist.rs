@@ -1,0 +1,201 @@
+//! Checks of registers that a loop does not change, in front of the loop instead of in it.
+//!
+//! Only where entering the loop leads to the access whatever happens: no branch, call or fault of another kind lies between. So nothing is reported
+//! that would not have happened, and nothing in another order.
+
+use super::check::check;
+use super::code::{Code, Item};
+use super::known::{Solved, compared};
+use super::need::{Need, need};
+use crate::liveness::{Live, effect};
+use crate::plan::{Piece, Planned, Target};
+use cordon_checker::{Flow, Mode};
+use iced_x86::{InstructionInfoFactory, Mnemonic};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A loop with checks to put in front of it.
+struct Loop {
+    /// Item that marks its head.
+    head: usize,
+    /// Jumps that enter it.
+    entering: Vec<usize>,
+    /// Register and the item that needs it checked.
+    wanted: Vec<(u8, usize)>,
+}
+
+/// Puts checks in front of loops; true if there was something to do. `done` remembers heads and registers of earlier rounds.
+///
+/// # Errors
+/// Bugs only.
+pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: &mut BTreeSet<(u32, u8)>) -> Planned<bool> {
+    let flow = Edges::of(code);
+    let mut found: Vec<Loop> = Vec::new();
+    for head in 0..code.items.len() {
+        if let Some(mut one) = candidate(code, &flow, solved, live, mode, head) {
+            let Item::Piece(Piece::Node(node)) = code.items[head] else { continue };
+            one.wanted.retain(|(register, _)| done.insert((node, *register)));
+            if !one.wanted.is_empty() {
+                found.push(one);
+            }
+        }
+    }
+    let mut edits: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
+    for one in &found {
+        let mut front = Vec::new();
+        if !one.entering.is_empty() {
+            let entry = code.label();
+            front.push(Item::Piece(Piece::Label(entry)));
+            for &from in &one.entering {
+                if let Item::Piece(Piece::Jump(_, to)) = &mut code.items[from] {
+                    *to = Target::Label(entry);
+                }
+            }
+        }
+        for &(register, access) in &one.wanted {
+            let place = code.label();
+            edits.entry(access).or_default().push(Item::Piece(Piece::Label(place)));
+            front.extend(check(register, code.stop(place, false))?);
+        }
+        let aligned = matches!(code.items.get(one.head.wrapping_sub(1)), Some(Item::Piece(Piece::Align)));
+        edits.entry(one.head - usize::from(aligned)).or_default().splice(0..0, front);
+    }
+    code.insert(edits);
+    Ok(!found.is_empty())
+}
+
+/// Takes hoisted checks out again that a check farther out has made needless.
+pub fn remove_redundant(code: &mut Code, solved: &Solved) {
+    let redundant = |i: usize| {
+        let (Item::Op(op), Some(Item::Piece(Piece::Jump(Some(7), to)))) = (&code.items[i], code.items.get(i + 1)) else {
+            return false;
+        };
+        code.is_stop(*to) && compared(op).is_some_and(|r| solved.before[i].facts.low() >> r & 1 == 1)
+    };
+    let remove: BTreeSet<usize> = (0..code.items.len()).filter(|&i| redundant(i)).flat_map(|i| [i, i + 1]).collect();
+    for &i in &remove {
+        if let Item::Piece(Piece::Jump(_, Target::Label(label))) = &code.items[i] {
+            code.stops.remove(label);
+        }
+    }
+    let mut i = 0;
+    code.items.retain(|_| {
+        i += 1;
+        !remove.contains(&(i - 1))
+    });
+}
+
+/// Who leads to whom.
+struct Edges {
+    before: Vec<Vec<usize>>,
+    after: Vec<Vec<usize>>,
+    entered: Vec<usize>,
+}
+
+impl Edges {
+    fn of(code: &Code) -> Edges {
+        let n = code.items.len();
+        let mut edges = Edges { before: code.arrivals(), after: vec![Vec::new(); n], entered: Vec::new() };
+        for (to, list) in edges.before.iter().enumerate() {
+            for &from in list {
+                edges.after[from].push(to);
+            }
+        }
+        for (i, item) in code.items.iter().enumerate() {
+            if item.falls() && i + 1 < n {
+                edges.after[i].push(i + 1);
+                edges.before[i + 1].push(i);
+            }
+            if matches!(item, Item::Piece(Piece::Node(node)) if code.entered.contains(node)) {
+                edges.entered.push(i);
+            }
+        }
+        edges
+    }
+
+    /// What `next` reaches from `from` without going through `stop`.
+    fn reach(next: &[Vec<usize>], from: &[usize], stop: usize) -> Vec<bool> {
+        let mut seen = vec![false; next.len()];
+        seen[stop] = true;
+        let mut work: Vec<usize> = from.to_vec();
+        while let Some(i) = work.pop() {
+            if !std::mem::replace(&mut seen[i], true) {
+                work.extend(&next[i]);
+            }
+        }
+        seen
+    }
+}
+
+/// The loop that `head` begins, if checks in front of it help.
+fn candidate(code: &Code, edges: &Edges, solved: &Solved, live: &[Live], mode: Mode, head: usize) -> Option<Loop> {
+    let back = edges.before[head].iter().any(|&from| from > head);
+    if !back || live[head].flags != 0 || edges.entered.contains(&head) {
+        return None;
+    }
+    let wanted = straight(code, solved, mode, head);
+    if wanted.is_empty() {
+        return None;
+    }
+    // What is reached without the head is not in the loop: the head dominates the loop's jumps back.
+    let outside = Edges::reach(&edges.after, &edges.entered, head);
+    let (entering, back): (Vec<usize>, Vec<usize>) = edges.before[head].iter().partition(|&&from| outside[from]);
+    let falls = head.checked_sub(1).filter(|&i| code.items[i].falls());
+    if entering.is_empty() || back.is_empty() || falls.is_some_and(|i| back.contains(&i)) {
+        return None;
+    }
+    let body = Edges::reach(&edges.before, &back, head);
+    let mut factory = InstructionInfoFactory::new();
+    let mut written = 0;
+    for (item, _) in code.items.iter().zip(&body).filter(|(_, inside)| **inside) {
+        if item.calls() {
+            return None;
+        }
+        if let Item::Op(op) = item {
+            written |= effect(&mut factory, &op.insn).writes | op.what.gpr_writes;
+        }
+    }
+    let wanted: Vec<_> = wanted.into_iter().filter(|(register, _)| written >> register & 1 == 0).collect();
+    let jumps = entering.into_iter().filter(|i| Some(*i) != falls || matches!(code.items[*i], Item::Piece(Piece::Jump(..))));
+    let entering =
+        jumps.filter(|&i| matches!(&code.items[i], Item::Piece(Piece::Jump(_, to)) if leads(code, *to, head))).collect();
+    Some(Loop { head, entering, wanted })
+}
+
+/// Whether `to` is the mark at item `head`.
+fn leads(code: &Code, to: Target, head: usize) -> bool {
+    matches!(&code.items[head], Item::Piece(Piece::Node(n)) if to == Target::Node(*n))
+}
+
+/// The registers that the code behind `head` needs checked before anything else can happen, with the accesses.
+fn straight(code: &Code, solved: &Solved, mode: Mode, head: usize) -> Vec<(u8, usize)> {
+    let arrivals_end = |i: usize| matches!(&code.items[i], Item::Piece(Piece::Node(_) | Piece::Label(_))) && solved.joined[i];
+    let mut found: Vec<(u8, usize)> = Vec::new();
+    for i in head + 1..code.items.len() {
+        let register = match &code.items[i] {
+            Item::Op(op) => {
+                let divides = matches!(op.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+                if op.what.flow != Flow::Next || divides {
+                    break;
+                }
+                match need(op, solved.before[i], mode) {
+                    Some(Need::Base(base)) => Some(base),
+                    _ => compared(op).filter(|r| is_check(code, i) && solved.before[i].facts.low() >> r & 1 == 0),
+                }
+            }
+            Item::Piece(Piece::Jump(Some(7), to)) if code.is_stop(*to) => None,
+            Item::Piece(Piece::Node(_) | Piece::Label(_) | Piece::Align) if !arrivals_end(i) => None,
+            Item::Piece(_) => break,
+        };
+        if let Some(register) = register
+            && found.iter().all(|(r, _)| *r != register)
+        {
+            found.push((register, i));
+        }
+    }
+    found
+}
+
+/// Whether a CHECK begins at item `i`.
+fn is_check(code: &Code, i: usize) -> bool {
+    matches!(code.items.get(i + 1), Some(Item::Piece(Piece::Jump(Some(7), to))) if code.is_stop(*to))
+}
