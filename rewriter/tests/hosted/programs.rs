@@ -186,3 +186,13 @@ fn what_is_allocated_on_the_stack_is_right_or_refused() {
     // clang with optimisation addresses it from a copy of the old stack pointer.
     assert!(done >= 6, "only {done} of ten");
 }
+
+#[test]
+fn programs_run_in_every_mode() {
+    let desk = Desk::new();
+    desk.native("calc", &["calc.c"], &["-O2"]);
+    for mode in [&["--mode", "match"][..], &["--fuel"], &["--mode", "match", "--fuel"], &["--protect", "stores"]] {
+        desk.image("calc", &["calc.c"], &[&["-O2"], mode].concat());
+        assert_eq!(both(&desk, "calc", &[], "x = 3\nx^2 + sqrt(2)\n(1\n").0, 1, "{mode:?}");
+    }
+}
