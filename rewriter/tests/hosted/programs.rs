@@ -191,7 +191,7 @@ fn what_is_allocated_on_the_stack_is_right_or_refused() {
 fn programs_run_in_every_mode() {
     let desk = Desk::new();
     desk.native("calc", &["calc.c"], &["-O2"]);
-    for mode in [&["--mode", "match"][..], &["--fuel"], &["--mode", "match", "--fuel"], &["--protect", "stores"]] {
+    for mode in [&["--mode", "match"][..], &["--fuel"], &["--mode", "match", "--fuel"]] {
         desk.image("calc", &["calc.c"], &[&["-O2"], mode].concat());
         assert_eq!(both(&desk, "calc", &[], "x = 3\nx^2 + sqrt(2)\n(1\n").0, 1, "{mode:?}");
     }
