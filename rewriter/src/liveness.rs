@@ -37,8 +37,10 @@ pub const CALLEE_SAVED: u16 = bit(3) | bit(4) | bit(5) | bit(12) | bit(13) | bit
 pub const CALLER_SAVED: u16 = !CALLEE_SAVED;
 /// rax (vector count of variadic calls), rdi, rsi, rdx, rcx, r8, r9, r10 (static chain), rsp.
 pub(crate) const ARGUMENTS: u16 = bit(0) | bit(1) | bit(2) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(10);
-/// Results rax and rdx.
-const RESULTS: u16 = bit(0) | bit(2);
+/// The result rax.
+const RESULT: u16 = bit(0);
+/// The second half of a result in two registers, rdx: live at a return only if some caller reads it.
+const SECOND_RESULT: u16 = bit(2);
 pub(crate) const STATUS: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
@@ -177,15 +179,22 @@ pub fn solve(bodies: &[Body], reserved: u16) -> Vec<Liveness> {
             solved[i] = Some(live);
         }
         let mut next = wanted.clone();
+        let mut wanted_of_any = 0;
         for (i, body) in bodies.iter().enumerate() {
             let Some(live) = &solved[i] else { continue };
             for (id, node) in body.nodes.iter().enumerate() {
                 if let Some(c) = callee(&node.flow) {
                     let after = if let Flow::Call(..) = node.flow { live.after[id].registers } else { wanted[i] };
-                    next[c] |= after & CALLER_SAVED & !clobbers[c];
+                    next[c] |= after & CALLER_SAVED & (!clobbers[c] | SECOND_RESULT);
                 }
+                wanted_of_any |= match node.flow {
+                    Flow::CallIndirect(_) => live.after[id].registers & SECOND_RESULT,
+                    Flow::TailIndirect => wanted[i] & SECOND_RESULT,
+                    _ => 0,
+                };
             }
         }
+        next.iter_mut().for_each(|set| *set |= wanted_of_any);
         let mut stable = true;
         for i in 0..bodies.len() {
             if next[i] != wanted[i] {
@@ -228,7 +237,7 @@ fn certain_effect(factory: &mut InstructionInfoFactory, node: &Node) -> Effect {
     let read = used.filter(|u| u.register().is_gpr() && reading(u.access()) && !crate::count::ignores_value(&node.insn));
     e.reads.registers = read.fold(0, |set, u| set | bit(u.register().full_register().number() as u16));
     if let Flow::Call(..) | Flow::CallIndirect(_) = node.flow {
-        e.kills.registers |= RESULTS;
+        e.kills.registers |= RESULT | SECOND_RESULT;
     }
     e
 }
@@ -289,7 +298,7 @@ fn node_effect(factory: &mut InstructionInfoFactory, node: &Node, callee: impl F
 /// What is live where control leaves the body.
 fn leaving(flow: &Flow, wanted: u16) -> Live {
     let registers = match flow {
-        Flow::Return => RESULTS | CALLEE_SAVED | wanted,
+        Flow::Return => RESULT | CALLEE_SAVED | wanted,
         Flow::TailCall(_) | Flow::BranchOut(..) | Flow::TailIndirect => ARGUMENTS | CALLEE_SAVED | wanted,
         _ => 0,
     };

@@ -196,7 +196,13 @@ fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     if state.dynamic {
         return Ok(());
     }
-    let value = if insn.op0_kind() == OpKind::Register { state.register(insn.op0_register()) } else { Value::Unknown };
+    let value = match insn.op0_kind() {
+        OpKind::Register => match state.register(insn.op0_register()) {
+            Value::Entry => Value::Saved(insn.op0_register().number() as u8),
+            value => value,
+        },
+        _ => Value::Unknown,
+    };
     state.set_depth(state.depth + 8);
     state.frame.insert(-state.depth, Slot { pushes: vec![id], value });
     Ok(())

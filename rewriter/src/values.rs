@@ -12,6 +12,8 @@ pub enum Value {
     Unknown,
     /// The register still holds what it held at function entry.
     Entry,
+    /// What the register of this number held at function entry, in another place.
+    Saved(u8),
     /// The data-stack address `rsp at entry + c`.
     Stack(i32),
     /// The stack pointer minus something unknown, computed by the node of this number: memory about to be allocated.
@@ -85,7 +87,12 @@ impl State {
     pub fn set(&mut self, register: Register, value: Value) {
         if register.is_gpr() && register.full_register() != Register::RSP {
             let full = register.full_register();
-            self.registers[full.number()] = if register.is_gpr64() { value } else { Value::Unknown };
+            let own = Value::Saved(full.number() as u8);
+            self.registers[full.number()] = match value {
+                _ if !register.is_gpr64() => Value::Unknown,
+                value if value == own => Value::Entry,
+                value => value,
+            };
         }
     }
 

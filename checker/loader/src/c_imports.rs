@@ -5,6 +5,7 @@
 //! typedef uint64_t cordon_function(cordon_call *call, const uint64_t arguments[6], void *user);
 //! bool cordon_call_read(const cordon_call *call, uint64_t offset, void *to, size_t length);
 //! bool cordon_call_write(cordon_call *call, uint64_t offset, const void *from, size_t length);
+//! bool cordon_call_charge(cordon_call *call, uint64_t units);
 //! ```
 
 use crate::imports::{CallContext, Imports};
@@ -65,4 +66,15 @@ pub unsafe extern "C" fn cordon_call_write(call: *mut CallContext<'_>, offset: u
     // SAFETY: promised by the caller; an empty slice needs no valid pointer of theirs.
     let (call, from) = unsafe { (&mut *call, if length == 0 { &[] } else { std::slice::from_raw_parts(from, length) }) };
     call.write(offset, from).is_ok()
+}
+
+/// Makes the running call pay `units` of fuel; false if it has less, and then it ends when the host function returns. True, and nothing is
+/// paid, if the image is not metered. See [`CallContext::charge`].
+///
+/// # Safety
+/// `call` is the one that the host function got and is used on its thread before it returns.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cordon_call_charge(call: *mut CallContext<'_>, units: u64) -> bool {
+    // SAFETY: promised by the caller.
+    unsafe { (*call).charge(units) }
 }

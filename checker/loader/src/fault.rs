@@ -11,7 +11,7 @@ use crate::time::Overrun;
 use crate::window::Inner;
 use cordon_checker::layout::NULL_ZONE_END;
 use cordon_checker::policy::Host;
-use cordon_checker::{MemoryOperand, describe};
+use cordon_checker::{MemoryOperand, describe_in};
 use std::fmt;
 use std::time::Duration;
 
@@ -74,7 +74,8 @@ pub enum FaultKind {
     GateRange,
     /// The kernel could not provide a page (SIGBUS).
     MemoryError,
-    /// A fault outside the window; its address belongs to the host and is not told.
+    /// A fault outside the window: a load that is not protected ([`crate::Protect::Stores`]). What lies there is the host's, and nothing is
+    /// told of it.
     Outside,
     /// The call took longer than its time limit; [`Fault::overrun`] has the details.
     TimeLimit,
@@ -351,9 +352,9 @@ impl Fault {
     fn from_signal(window: &Inner, cx: &Context, raw: &RawFault) -> Fault {
         let mut fault = Fault::interrupted(window, cx, raw, kind_of(window, cx, raw));
         match fault.kind {
-            FaultKind::StrayAccess => fault.tell_operand(None),
-            FaultKind::Misaligned => fault.tell_operand(None),
-            _ if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) < WINDOW => {
+            FaultKind::StrayAccess | FaultKind::Misaligned => fault.tell_operand(None),
+            _ if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) >= WINDOW => fault.tell_operand(None),
+            _ if raw.trap == vector::PAGE => {
                 let failed = raw.address.wrapping_sub(cx.base) as u32;
                 fault.access = Some(if raw.error & ERROR_WRITE != 0 { FaultAccess::Write } else { FaultAccess::Read });
                 fault.tell_operand(Some(failed));
@@ -367,13 +368,18 @@ impl Fault {
     fn tell_operand(&mut self, failed: Option<u32>) {
         (self.window_offset, self.address, self.trace.failed) = (failed, failed.map(u64::from), failed);
         let place = self.text_offset.and_then(|offset| self.trace.image.text().get(offset as usize..));
-        let operand = place.and_then(|bytes| describe(bytes, Host::User).ok()?.memory);
+        let mode = self.trace.image.mode();
+        let operand = place.and_then(|bytes| describe_in(bytes, Host::User, mode).ok()?.memory);
         let (Some(operand), Some(registers)) = (operand, &self.registers) else { return };
         let address = registers.address(&operand);
         let start = address as u32;
         if failed.is_none_or(|failed| failed.wrapping_sub(start) < operand.bytes.into()) {
             (self.window_offset, self.address, self.bytes) = (Some(start), Some(address), Some(operand.bytes.into()));
             self.access = self.access.or(Some(if operand.write { FaultAccess::Write } else { FaultAccess::Read }));
+        }
+        // A load that is not protected went where its 64 bits point; if that is no address at all, it is no page fault either.
+        if operand.wide && self.window_offset.is_some_and(|offset| u64::from(offset) != address) {
+            (self.kind, self.window_offset) = (FaultKind::Outside, None);
         }
     }
 

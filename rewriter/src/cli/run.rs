@@ -2,15 +2,15 @@
 
 use super::Format;
 use super::check;
-use super::demand::Demand;
+use super::demand::{Demand, words};
 use super::host::{self, Given};
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use super::size::parse_number;
-use cordon_checker::Policy;
-use cordon_checker::note::INIT_ENTRY;
+use cordon_checker::note::{INIT_ENTRY, Note};
+use cordon_checker::{LayoutError, Policy};
 use cordon_fixtures::pcap;
-use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Memory, Sharing, Window};
+use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Memory, Sharing, Window, split};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -29,6 +29,8 @@ const MOST_ARGUMENTS: usize = 6;
 /// A whole program (an image with the entry `_start` that makes system calls, as `cordon cc` makes them) is started with the arguments behind
 /// `--`. It has the standard streams, the folders given with --dir, a heap, clocks and random numbers, no threads, processes or network; its exit
 /// status is this command's exit code, or 128 + n if it ended itself by signal n.
+///
+/// An image that counts its instructions (`rewrite --fuel`) gives a line `fuel = N` too: what all calls used.
 ///
 /// When the handler is stopped, the exit code is 4 and the report says what happened: the place in the source, the original instruction, its
 /// 64-bit address and what lies there, the backtrace and the registers.
@@ -284,9 +286,16 @@ pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
         Error::Fault(_) | Error::Import { .. } | Error::Timer(_) => call_failure(path, INIT_ENTRY, error, 0),
         Error::Internal(_) => one(Exit::Internal, "internal", error.to_string()),
         Error::Memory { .. } | Error::FastWindow(_) => one(Exit::Usage, "unavailable", error.to_string()),
+        Error::Layout(LayoutError::Mode) => one(Exit::Refused, "mode", format!("{error}; it is {}", image_mode(file))),
         Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
         _ => one(Exit::Refused, "refused", error.to_string()),
     }
+}
+
+/// What the image at hand proves, in words.
+fn image_mode(file: &[u8]) -> String {
+    let mode = split(file).ok().and_then(|parts| Note::parse(parts.note).ok().map(|note| note.layout.mode));
+    format!("{} (see --mode, --metered, --protect)", mode.map_or_else(|| "unknown".into(), words))
 }
 
 /// Why a call did not return; `before` calls did.

@@ -52,8 +52,15 @@ pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: 
             }
         }
         for &(register, access) in &one.wanted {
-            let place = code.label();
-            edits.entry(access).or_default().push(Item::Piece(Piece::Label(place)));
+            // A check that is taken out once more still speaks of the access that it was made for.
+            let place = match check_at(code, access) {
+                Some(stub) => code.stops[&stub].place,
+                None => {
+                    let place = code.label();
+                    edits.entry(access).or_default().push(Item::Piece(Piece::Label(place)));
+                    place
+                }
+            };
             front.extend(check(register, code.stop(place, false))?);
         }
         let aligned = matches!(code.items.get(one.head.wrapping_sub(1)), Some(Item::Piece(Piece::Align)));
@@ -65,11 +72,9 @@ pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: 
 
 /// Takes hoisted checks out again that a check farther out has made needless.
 pub fn remove_redundant(code: &mut Code, solved: &Solved) {
-    let redundant = |i: usize| {
-        let (Item::Op(op), Some(Item::Piece(Piece::Jump(Some(7), to)))) = (&code.items[i], code.items.get(i + 1)) else {
-            return false;
-        };
-        code.is_stop(*to) && compared(op).is_some_and(|r| solved.before[i].facts.low() >> r & 1 == 1)
+    let redundant = |i: usize| match &code.items[i] {
+        Item::Op(op) if check_at(code, i).is_some() => compared(op).is_some_and(|r| solved.before[i].facts.low() >> r & 1 == 1),
+        _ => false,
     };
     let remove: BTreeSet<usize> = (0..code.items.len()).filter(|&i| redundant(i)).flat_map(|i| [i, i + 1]).collect();
     for &i in &remove {
@@ -179,7 +184,7 @@ fn straight(code: &Code, solved: &Solved, mode: Mode, head: usize) -> Vec<(u8, u
                 }
                 match need(op, solved.before[i], mode) {
                     Some(Need::Base(base)) => Some(base),
-                    _ => compared(op).filter(|r| is_check(code, i) && solved.before[i].facts.low() >> r & 1 == 0),
+                    _ => compared(op).filter(|r| check_at(code, i).is_some() && solved.before[i].facts.low() >> r & 1 == 0),
                 }
             }
             Item::Piece(Piece::Jump(Some(7), to)) if code.is_stop(*to) => None,
@@ -195,7 +200,12 @@ fn straight(code: &Code, solved: &Solved, mode: Mode, head: usize) -> Vec<(u8, u
     found
 }
 
-/// Whether a CHECK begins at item `i`.
-fn is_check(code: &Code, i: usize) -> bool {
-    matches!(code.items.get(i + 1), Some(Item::Piece(Piece::Jump(Some(7), to))) if code.is_stop(*to))
+/// The stub's label of the CHECK that begins at item `i`, if one does.
+fn check_at(code: &Code, i: usize) -> Option<u32> {
+    match (&code.items[i], code.items.get(i + 1)) {
+        (Item::Op(op), Some(Item::Piece(Piece::Jump(Some(7), Target::Label(label))))) => {
+            (compared(op).is_some() && code.stops.contains_key(label)).then_some(*label)
+        }
+        _ => None,
+    }
 }

@@ -4,8 +4,8 @@ use super::code::Op;
 use super::known::{Known, RSP};
 use cordon_checker::{MemoryOperand, Mode};
 
-/// A base above handler memory with a displacement from here on cannot lead back into it: data stack and everything below end there.
-const LEAST: i64 = -0x0fe0_0000;
+/// A base of 2 GiB or more with a displacement from here on cannot lead back into memory: image and loader leave the last 64 KiB below 2 GiB free.
+const LEAST: i64 = -0x1_0000;
 /// A negative base with at most so much added stays below the null zone's end.
 const MOST: i64 = 0x1_0000;
 

@@ -370,7 +370,7 @@ impl Planner<'_> {
         let plain = matches!(node.insn.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
             && node.insn.op1_kind() != OpKind::Register
             && node.insn.next_ip() == next.at.offset
-            && node.insn.try_immediate(1).is_ok_and(|v| v.cast_signed().unsigned_abs() == by.unsigned_abs().into());
+            && node.insn.try_immediate(1).is_ok_and(|v| v.cast_signed().unsigned_abs() == u64::from(by.unsigned_abs()));
         if plain {
             return self.native(&node.insn);
         }

@@ -41,3 +41,15 @@ fn the_first_handler_of_the_readme_works() {
     let report = String::from_utf8_lossy(&output.stderr);
     assert!(["handler", "null pointer", "count.o"].iter().all(|part| report.contains(part)), "{report}");
 }
+
+#[test]
+fn the_stray_pointer_of_the_readme_is_reported_as_shown() {
+    let (text, desk) = (readme(), Desk::new());
+    desk.write("sum.c", block(&text, "sum.c"));
+    let output = shell(&block(&text, "match"), desk.folder());
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let report = String::from_utf8_lossy(&output.stderr).replace(&format!("{}/", desk.folder().display()), "");
+    let shown = block(&text, "report");
+    assert!(report.starts_with(&shown), "shown:\n{shown}\nprinted:\n{report}");
+    assert!(report.contains("sum.o") && report.contains("backtrace"), "{report}");
+}

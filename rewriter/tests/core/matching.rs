@@ -64,15 +64,15 @@ fn a_call_forgets() {
 #[test]
 fn an_index_is_added_before_the_check() {
     let lines = listing(&made("mov -8(%rdi,%rcx,8),%rax\n ret\n"));
-    assert_eq!(lines[..2], ["lea -8(%rdi, %rcx, 8), %rsi", "cmp $0x7fffffff, %rsi"], "{lines:#?}");
-    assert_eq!(lines[3], "mov %gs:(%esi), %rax");
+    assert_eq!(lines[..2], ["lea -8(%rdi, %rcx, 8), %rdx", "cmp $0x7fffffff, %rdx"], "{lines:#?}");
+    assert_eq!(lines[3], "mov %gs:(%edx), %rax");
 }
 
 #[test]
 fn a_sum_in_a_register_serves_other_displacements() {
     let made = made("mov (%rdi,%rcx,8),%rax\n mov 8(%rdi,%rcx,8),%r8\n add %rax,-8(%rdi,%rcx,8)\n ret\n");
     assert_eq!(checked(&made).len(), 1);
-    assert_eq!(listing(&made)[3..6], ["mov %gs:(%esi), %rax", "mov %gs:8(%esi), %r8", "add %rax, %gs:-8(%esi)"]);
+    assert_eq!(listing(&made)[3..6], ["mov %gs:(%edx), %rax", "mov %gs:8(%edx), %r8", "add %rax, %gs:-8(%edx)"]);
 }
 
 #[test]
@@ -148,6 +148,15 @@ fn a_register_is_kept_on_the_stack_where_none_is_free() {
 }
 
 #[test]
+fn rdx_is_a_scratch_register_unless_a_caller_reads_it() {
+    let callee = ".type g,@function\ng: mov %rdi,%rdx\n mov (%rdi,%rcx),%rax\n ret\n.size g,.-g\n";
+    let free = made(&format!("call g\n ret\n{callee}"));
+    assert_eq!(checked(&free), ["rdx"]);
+    let read = made(&format!("call g\n add %rdx,%rax\n ret\n{callee}"));
+    assert_ne!(checked(&read), ["rdx"], "the second half of a result");
+}
+
+#[test]
 fn an_index_that_dies_holds_the_sum_where_no_other_register_is_free() {
     let last = "add $1,%rcx\n mov %rax,(%rdi,%rcx,8)\n xor %ecx,%ecx\n";
     let lines = listing(&made(&format!("push %rbx\n push %rbp\n {FULL}{last}{USE} pop %rbp\n pop %rbx\n ret\n")));
@@ -184,9 +193,12 @@ fn a_pointer_that_a_loop_moves_is_checked_in_it() {
 
 #[test]
 fn a_check_of_nested_loops_stands_in_front_of_both() {
-    let made = made("xor %esi,%esi\n1: mov $9,%ecx\n2: mov (%rdi),%rax\n dec %rcx\n jne 2b\n dec %rdx\n jne 1b\n ret\n");
+    let made =
+        made("xor %esi,%esi\n1: mov $9,%ecx\n2: add %rcx,%rsi\n mov (%rdi),%rax\n dec %rcx\n jne 2b\n dec %rdx\n jne 1b\n ret\n");
     assert_eq!(checked(&made), ["rdi"]);
     assert_eq!(listing(&made)[1], "cmp $0x7fffffff, %rdi");
+    let place = made.0.parts.stubs[0].place as usize;
+    assert!(made.text()[place..].starts_with(&[0x65, 0x67]), "the stub names the access, not the loop: {place:#x}");
 }
 
 #[test]

@@ -36,6 +36,7 @@ pub struct Builder {
     pub rodata: Vec<u8>,
     pub data: Vec<u8>,
     pub stack: u32,
+    pub heap: u32,
     pub heap_end: u32,
     pub max_depth: u32,
     pub mode: Mode,
@@ -72,6 +73,7 @@ impl Builder {
             rodata: Vec::new(),
             data: Vec::new(),
             stack: 0x10_000,
+            heap: HEAP,
             heap_end: HEAP_END,
             max_depth: 0x1000,
             mode: Mode::default(),
@@ -179,7 +181,7 @@ impl Builder {
             Region { start: RODATA, end: RODATA + up(self.rodata.len()), kind: RegionKind::Rodata },
             Region { start: DATA, end: DATA + up(self.data.len()), kind: RegionKind::Data },
             Region { start: ARGUMENT, end: ARGUMENT + 0x1_0000, kind: RegionKind::Argument },
-            Region { start: HEAP, end: self.heap_end, kind: RegionKind::Heap },
+            Region { start: self.heap, end: self.heap_end, kind: RegionKind::Heap },
             Region { start: top - self.stack, end: top + STACK_HEADROOM, kind: RegionKind::Stack },
         ]
     }

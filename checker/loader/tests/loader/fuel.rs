@@ -2,7 +2,10 @@
 
 use crate::builder::{Builder, DATA, HEAP, options};
 use crate::gates::{Gates, PAID, State, string_gates};
-use cordon_loader::{Arg, Error, Fault, FaultKind, FuelUse, Image, Imports, LoadOptions, Window};
+use cordon_loader::{
+    Arg, CallContext, Error, Fault, FaultKind, FuelUse, Image, Imports, LoadOptions, Window, cordon_call_charge,
+};
+use std::ffi::c_void;
 
 /// `count(n)` pays 2 + 5 n; `host` and `again` pay 8 and call their imports; `load` faults after having paid 2.
 const SOURCE: &str = "
@@ -123,6 +126,11 @@ fn the_limit_comes_from_the_options_and_holds_for_the_initialisation() {
     }
 }
 
+unsafe extern "C" fn charge_in_c(call: *mut CallContext<'_>, arguments: *const u64, _: *mut c_void) -> u64 {
+    // SAFETY: the loader gives the running call and six arguments.
+    unsafe { u64::from(cordon_call_charge(call, *arguments)) }
+}
+
 #[test]
 fn host_functions_charge_the_call() {
     let mut w = window();
@@ -135,6 +143,12 @@ fn host_functions_charge_the_call() {
         let fault = starves(&mut w, "host", units);
         assert_eq!((fault.import(), fault.fuel), (Some("charge"), Some(FuelUse { limit: 1000, used: 1000 })));
     }
+    // SAFETY: the function is this file's and uses no pointer of ours.
+    let imports = unsafe { Imports::new().c_function("charge", charge_in_c, std::ptr::null_mut()) };
+    let mut w = Builder::new(SOURCE).imports(&["charge", "again"]).metered().window_with(&imports.missing_as_trap());
+    w.set_fuel(Some(1000)).expect("metered");
+    assert_eq!((w.call("host", &[Arg::Int(992)]).expect("returns"), w.fuel_used()), (1, Some(1000)));
+    assert_eq!(starves(&mut w, "host", 993).import(), Some("charge"));
     let plain = Imports::new().function("charge", |call, _| u64::from(call.charge(u64::MAX) && call.fuel_left().is_none()));
     let mut w = Builder::new(".globl f\nf: jmp *%gs:T+8").imports(&["charge"]).window_with(&plain);
     assert_eq!(w.call("f", &[]).expect("nothing to pay"), 1);
@@ -274,4 +288,29 @@ fn r14_is_preserved() {
         assert_eq!(w.bytes(DATA, 8).expect("data"), value.to_le_bytes());
         assert_eq!(w.call("g", &[]).expect("returns"), 0);
     }
+}
+
+/// Every window of every thread counts alike.
+#[test]
+fn threads_and_the_fast_window_use_the_same_fuel() {
+    crate::in_child("fuel::threads_and_the_fast_window_use_the_same_fuel", || {
+        let built = Builder::new(SOURCE).imports(&["charge", "again"]).metered().build();
+        let image = Image::from_bytes(&built.file, &LoadOptions { fuel: Some(5_000), ..options() }).expect("loads");
+        let run = |mut w: Window| {
+            for n in [10, 999, 1000, 2000] {
+                let done = w.call("count", &[Arg::Int(n)]).is_ok();
+                assert_eq!((done, w.fuel_used()), (2 + 5 * n <= 5000, Some((2 + 5 * n).min(5000))));
+                assert_eq!(
+                    (w.call("again", &[Arg::Int(n)]).is_ok(), w.fuel_used()),
+                    (10 + 5 * n <= 5000, Some((10 + 5 * n).min(5000)))
+                );
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| run(Window::new(&image, &imports()).expect("makes a window"))));
+            }
+            run(Window::new_fast(&image, &imports()).expect("makes the fast window"));
+        });
+    });
 }

@@ -157,6 +157,9 @@ fn exact_arguments_end_at_an_unmapped_page() {
     w.place(&[0; 17]).expect("fits");
     assert!(matches!(w.place_exact(&vec![0; 0x1_0000 - 31]), Err(Error::ArgumentArea { .. })));
     w.place_exact(&vec![0; 0x1_0000 - 32]).expect("just fits");
+    let mut close = builder();
+    close.heap = ARGUMENT + 0x1_0000;
+    assert!(matches!(close.window_with(&imports()).place_exact(&[1]), Err(Error::Exact(_))), "the heap follows at once");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END, options};
 use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
-use cordon_loader::{Arg, Error, FaultKind, Frame, Image, Imports, Report, Window};
+use cordon_loader::{Arg, Error, FaultKind, Frame, Image, Imports, Protect, Report, Window};
 use std::time::{Duration, Instant};
 
 const SOURCE: &str = "
@@ -283,6 +283,29 @@ fn stray_accesses_do_not_happen_and_are_told() {
     }
     assert_eq!(report(&mut w, "unlisted", &[1 << 40]).kind, FaultKind::Trap, "the image does not say what it is");
     assert_eq!(report(&mut w, "abort", &[]).kind, FaultKind::Trap);
+}
+
+/// Loads that are not protected go where they point: to the host's memory, of which a report tells nothing, or to no address at all.
+#[test]
+fn loads_that_are_not_protected_are_reported_with_their_own_address() {
+    let source = ".globl load\nload: mov %gs:8(%rdi),%eax; ret\n.globl store\nstore: mov %eax,%gs:8(%edi); ret";
+    let mut builder = Builder::new(source);
+    builder.mode.protect = Protect::Stores;
+    let mut options = options();
+    assert!(matches!(Image::from_bytes(&builder.build().file, &options), Err(Error::Layout(_))), "the host must say so");
+    options.policy.mode.protect = Protect::Stores;
+    let image = Image::from_bytes(&builder.build().file, &options).expect("loads");
+    let mut w = Window::new(&image, &Imports::new()).expect("makes a window");
+    assert_eq!(w.call("load", &[Arg::Int(HEAP.into())]).expect("returns"), 0);
+    // 2^62 is no address; the processor raises a protection fault there.
+    for address in [1_u64 << 62, 8] {
+        let report = report(&mut w, "load", &[address - 8]);
+        let kind = if address == 8 { FaultKind::NullZone } else { FaultKind::Outside };
+        assert_eq!((report.kind, report.address, report.bytes), (kind, Some(address), Some(4)));
+        assert_eq!(report.window_offset, (address == 8).then_some(8));
+    }
+    let stored = report(&mut w, "store", &[5 << 32]);
+    assert_eq!((stored.kind, stored.address, stored.window_offset), (FaultKind::NullZone, Some((5 << 32) + 8), Some(8)));
 }
 
 /// Stubs of an image that does not claim match mode mean nothing, and stubs that lead nowhere are left out.
