@@ -76,12 +76,8 @@ fn random_system_calls_harm_nothing() {
             "in",
         ];
         let output = feed(&mut desk.cordon(&words), "some input\n");
-        assert_eq!(
-            (text(&output.stdout), output.status.code()),
-            ("1\n".into(), Some(0)),
-            "seed {seed}: {}",
-            text(&output.stderr)
-        );
+        // Its standard streams may have been exchanged: the status alone tells.
+        assert_eq!(output.status.code(), Some(0), "seed {seed}: {}", text(&output.stderr));
         let mut names: Vec<_> =
             std::fs::read_dir(desk.0.path()).expect("readable").map(|e| e.expect("an entry").file_name()).collect();
         names.sort();
