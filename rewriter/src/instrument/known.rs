@@ -2,10 +2,11 @@
 
 use super::code::{Code, Item, Op};
 use crate::body::Body;
+use crate::liveness::written;
 use crate::plan::{Piece, Target};
 use cordon_checker::policy::Host;
 use cordon_checker::{Facts, Flow, Mode, layout, track};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
 /// The limit that a CHECK compares with: the last byte of handler memory.
@@ -118,7 +119,12 @@ fn after(code: &Code, i: usize, known: Known, mode: Mode) -> Known {
     match &code.items[i] {
         Item::Op(op) => {
             let calls = matches!(op.what.flow, Flow::Call(_) | Flow::TableCall { .. });
-            let tiny = if calls { 0 } else { known.tiny & !op.what.gpr_writes | becomes_tiny(&op.insn) };
+            let kept = match known.tiny {
+                0 => 0,
+                _ if calls => 0,
+                tiny => tiny & !(op.what.gpr_writes | written(&mut InstructionInfoFactory::new(), &op.insn)),
+            };
+            let tiny = kept | becomes_tiny(&op.insn);
             // What the checker does not list, it knows nothing after; `Code::read` took nothing of the kind.
             let facts = track(&op.bytes, Host::User, mode, known.facts, known.esp).map_or(Facts::NONE, |t| t.after);
             Known { facts, tiny, ..known }

@@ -24,8 +24,8 @@ use known::{Known, Solved, compared, solve};
 use need::{Need, need};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// Rounds after which checks must have settled; two or three do.
-const ROUNDS: usize = 8;
+/// Rounds after which checks must have settled. Two or three do: a register that was kept on the stack is not known any more when it comes back.
+const ROUNDS: usize = 32;
 
 /// Instruments the plan of body `index` for `mode`; the sandbox alone needs nothing.
 ///

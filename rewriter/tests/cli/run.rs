@@ -268,3 +268,32 @@ fn images_that_prove_less_than_is_demanded_are_not_run() {
     assert_eq!(desk.cordon(&stores).status.code(), Some(0));
     assert_eq!((run(&[]), run(&["--protect", "stores"])), (Some(1), Some(0)), "a host must say that it trusts loads");
 }
+
+#[test]
+fn ranges_that_memcpy_refuses_are_reported_at_its_call() {
+    let desk = Desk::new();
+    let declared = "void *memcpy(void *, const void *, unsigned long);";
+    desk.object("big", &format!("{declared}\nint handler(char *p, unsigned long n) {{ return memcpy(p, p + 64, n) == p; }}"));
+    desk.object("tail", &format!("{declared}\nvoid *handler(char *p, unsigned long n) {{ return memcpy(p, p + 64, n); }}"));
+    for mode in ["sandbox", "match"] {
+        let run = |name: &str, len: &str| {
+            let image = format!("{name}.cordon");
+            let output = desk.cordon(&["rewrite", &format!("{name}.o"), "-o", &image, "--mode", mode]);
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+            desk.cordon(&["run", &image, "--arg", "0x700000000000", "--arg", len])
+        };
+        let text = stderr(&run("big", "8"));
+        for part in [
+            "error[gate-range]: ",
+            "call memcpy",
+            "writes 8 bytes at 0x700000000000",
+            "= in: gate memcpy",
+            "is no handler pointer",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let text = stderr(&run("tail", "8"));
+        assert!(text.contains("writes 8 bytes at 0x700000000000") && text.contains("left no return address"), "{text}");
+        assert_eq!(run("big", "0").status.code(), Some(0), "nothing is copied, so nothing is checked");
+    }
+}

@@ -2,8 +2,9 @@
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, GasFormatter};
 
-/// The instruction at the start of `bytes`, at address `ip`; `None` if it is none.
-pub fn text(bytes: &[u8], ip: u64) -> Option<String> {
+/// The instruction at the start of `bytes`, at address `ip`; `None` if it is none. `callee` is what a direct call or jump leads to: in an object
+/// the field is mostly still empty.
+pub fn text(bytes: &[u8], ip: u64, callee: Option<&str>) -> Option<String> {
     let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
@@ -18,6 +19,10 @@ pub fn text(bytes: &[u8], ip: u64) -> Option<String> {
     options.set_branch_leading_zeros(false);
     options.set_rip_relative_addresses(true);
     let mut text = String::new();
+    if let (true, Some(callee)) = (instruction.is_call_near() || instruction.is_jmp_short_or_near(), callee) {
+        formatter.format_mnemonic(&instruction, &mut text);
+        return Some(format!("{text} {callee}"));
+    }
     formatter.format(&instruction, &mut text);
     Some(text)
 }

@@ -71,7 +71,8 @@ pub struct Report {
     pub entry: Option<String>,
     /// The instruction that faulted or did not happen, or the call of the gate or host function.
     pub place: Option<CodePlace>,
-    /// The instruction there as it was in the object, AT&T syntax; fields with relocations are as in the object, mostly 0.
+    /// The instruction there as it was in the object, AT&T syntax; fields with relocations are as in the object, mostly 0, but for the name
+    /// of a gate or host function.
     pub instruction: Option<String>,
     /// The instruction there in the image.
     pub rewritten: Option<String>,
@@ -102,7 +103,11 @@ impl Report {
         let image = fault.image();
         let place = fault.place();
         let (backtrace, backtrace_complete) = frames(fault);
-        let text = |bytes: Option<&[u8]>| instruction::text(bytes?, place?.into());
+        let callee = fault.gate.or(fault.import());
+        let origin = place.and_then(|at| image.origin_of(at)).map_or(0, |origin| u64::from(origin.offset));
+        let original = place.and_then(|at| instruction::text(image.places().original(at)?, origin, callee));
+        let rewritten = place.filter(|_| !fault.trace.is_called());
+        let rewritten = rewritten.and_then(|at| instruction::text(image.text().get(at as usize..)?, at.into(), None));
         let time = fault.overrun.map(|o| TimeUse {
             limit_ns: o.limit.as_nanos() as u64,
             elapsed_ns: o.elapsed.as_nanos() as u64,
@@ -114,8 +119,8 @@ impl Report {
             handler: image.name().map(str::to_owned),
             entry: fault.trace.entry().and_then(|at| image.entry_at(at)).map(str::to_owned),
             place: place.zip(fault.text_offset).map(|(at, shown)| code_place(image, at, shown)),
-            instruction: text(place.and_then(|at| image.places().original(at))),
-            rewritten: if fault.trace.is_called() { None } else { text(place.and_then(|at| image.text().get(at as usize..))) },
+            instruction: original,
+            rewritten,
             access: fault.access,
             bytes: fault.bytes,
             address: fault.address,
@@ -187,10 +192,11 @@ fn notes(fault: &Fault, report: &Report) -> Vec<String> {
     if let Some((failed, _)) = partly {
         notes.push(format!("the access begins well; its first bad byte is {failed:#x}"));
     }
+    if report.place.is_none() && (report.gate.is_some() || report.import.is_some()) {
+        notes.push("it was reached by a jump at the end of the entry, which left no return address".to_owned());
+    }
     match fault.kind {
-        FaultKind::GateRange if fault.bytes.is_some_and(|bytes| bytes > u64::from(u32::MAX)) => {
-            notes.push("the length is more than the window has".to_owned());
-        }
+        FaultKind::GateRange => notes.extend(range_note(fault)),
         FaultKind::Misaligned => {
             notes.push("an aligned vector access needs an address that is a multiple of its size".to_owned())
         }
@@ -201,6 +207,13 @@ fn notes(fault: &Fault, report: &Report) -> Vec<String> {
         _ => {}
     }
     notes
+}
+
+/// Where a range ends whose start is good.
+fn range_note(fault: &Fault) -> Option<String> {
+    let (start, bytes) = (fault.address.filter(|at| *at <= u32::MAX.into())?, fault.bytes?);
+    let end = start.checked_add(bytes).map_or_else(|| "beyond 64 bits".to_owned(), |end| format!("at {end:#x}"));
+    Some(format!("the range ends {end}, past the window's 4 GiB"))
 }
 
 #[cfg(feature = "serde")]

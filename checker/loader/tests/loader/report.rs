@@ -135,6 +135,8 @@ fn every_kind_is_reported_with_all_its_fields() {
         let got = line(&report);
         assert_eq!(got, *expected, "{entry} {args:x?}");
         assert!(report.backtrace_complete && report.time.is_none());
+        let past = report.kind == FaultKind::GateRange && report.address < Some(1 << 32);
+        assert_eq!(report.notes == ["the range ends at 0x200200000, past the window's 4 GiB"], past, "{:?}", report.notes);
     }
 }
 
