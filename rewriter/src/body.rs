@@ -19,8 +19,8 @@ pub struct Context {
     pub padding: u16,
     /// After `alloca`.
     pub dynamic: bool,
-    /// A copy of an instruction that sets rsp whatever it was, for arrivals with this depth instead of the usual one (clang leaves stack arguments
-    /// to such an epilogue); 0 = the usual one.
+    /// A copy for arrivals with this depth instead of the usual one, up to the next instruction that sets rsp whatever it was (clang leaves stack
+    /// arguments to such an epilogue); 0 = the usual one.
     pub deeper: i32,
 }
 
@@ -137,6 +137,8 @@ pub fn switch_targets(tables: &[Table], labels: &[u64], entry: CodeRef, through:
 const MAX_ALIGN: i64 = 128;
 /// Instructions between a join of two depths and the one that sets rsp.
 const MAX_EPILOGUE: usize = 16;
+/// Depths of one function for which its code may be copied.
+const MAX_COPIES: usize = 4;
 /// Nodes beyond which a function is refused rather than analysed.
 const MAX_NODES: usize = 4_000_000;
 
@@ -168,6 +170,8 @@ pub(crate) struct Discovery<'a> {
     deferred: BTreeSet<u32>,
     all_tables_known: bool,
     problems: Vec<Diagnostic>,
+    /// Depths for which code was copied that is more than an epilogue.
+    copies: BTreeSet<i32>,
 }
 
 impl<'a> Discovery<'a> {
@@ -187,6 +191,7 @@ impl<'a> Discovery<'a> {
             deferred: BTreeSet::new(),
             all_tables_known: false,
             problems: Vec::new(),
+            copies: BTreeSet::new(),
         }
     }
 
@@ -285,6 +290,9 @@ impl<'a> Discovery<'a> {
             self.problem(key.at, "undecodable", "no valid instruction here");
             return;
         }
+        if key.context.deeper != 0 && !self.leads_to_reset(key.at) {
+            self.copies.insert(key.context.deeper);
+        }
         let id = self.nodes.len() as u32;
         self.nodes.push(Node { key, insn, state: state.clone(), flow: Flow::Trap });
         self.index.insert(key, id);
@@ -311,7 +319,7 @@ impl<'a> Discovery<'a> {
     /// Sends arrivals at another depth than the usual one to their own copy of an instruction that resets rsp.
     fn redirect(&self, flow: Flow, after: &State) -> Flow {
         let to = |key: Key| match self.index.get(&key).map(|&id| &self.nodes[id as usize]) {
-            Some(known) if known.state.depth != after.depth && self.leads_to_reset(known.key.at) => {
+            Some(known) if known.state.depth != after.depth && self.may_copy(known.key.at, after.depth) => {
                 Key { context: Context { deeper: after.depth, ..key.context }, ..key }
             }
             _ => key,
@@ -324,6 +332,12 @@ impl<'a> Discovery<'a> {
             Flow::CallIndirect(key) => Flow::CallIndirect(to(key)),
             other => other,
         }
+    }
+
+    /// Whether code that is reached at another depth as well gets a copy for `depth`: an epilogue that sets rsp anew, and, at a few depths
+    /// for each function, anything (`alloca` of a constant size in one arm of a conditional).
+    fn may_copy(&self, at: CodeRef, depth: i32) -> bool {
+        self.leads_to_reset(at) || self.copies.contains(&depth) || self.copies.len() < MAX_COPIES
     }
 
     /// Whether rsp is set anew within a few instructions that do not use it.
@@ -385,6 +399,13 @@ impl<'a> Discovery<'a> {
                 Ok(to) => Flow::Branch(to, self.checked_next(next, state)?),
                 Err(out) => Flow::BranchOut(out, next),
             }),
+            FlowControl::Call if insn.code() == Code::Syscall => match self.functions.syscall() {
+                Some(gate) => self.call_out(Outside::Function(gate), next, state),
+                None => Err((
+                    "privileged-instruction",
+                    format!("`{insn}` is not for handlers (for whole programs there is --syscalls)"),
+                )),
+            },
             FlowControl::Call => self.call(key, next, insn, state),
             FlowControl::IndirectCall => {
                 if let Some(out) = self.through_got(key, insn) {
@@ -501,6 +522,8 @@ impl<'a> Discovery<'a> {
             Outside::Symbol(reloc) => (!is_noreturn_name(&self.program.symbol(reloc.symbol).name), u16::MAX),
         };
         transfer::clobber_by_call(state, clobbers);
+        // A call with nothing behind it was not meant to return, whatever is known of its callee (`_start`).
+        let returns = returns && next.at.offset < self.program.section(next.at.section).data.len() as u64;
         Ok(Flow::Call(out, returns.then_some(next)))
     }
 

@@ -5,7 +5,8 @@
 //! meanwhile lie at the virtual stack pointer and are copied to where the callee looks for them.
 
 use crate::body::{Body, Flow, Node};
-use crate::plan::{Borrowed, K, Planned, Planner, encode, ok};
+use crate::plan::branch::copy_memory;
+use crate::plan::{Borrow, Borrowed, K, Planned, Planner, encode, ok};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Bytes of frame that a function with `alloca` needs below its static frame: the saved word and room for stack arguments, keeping rsp's
@@ -57,6 +58,7 @@ impl Planner<'_> {
             Mnemonic::Sub if insn.op1_kind() == OpKind::Register => {
                 Instruction::with2(Code::Sub_rm64_r64, place, insn.op1_register())
             }
+            Mnemonic::Sub if insn.op1_kind() == OpKind::Memory => return self.allocate_from_memory(id, node, scratch),
             Mnemonic::Sub => Instruction::with2(Code::Sub_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32),
             Mnemonic::Add if insn.op1_kind() != OpKind::Register => {
                 Instruction::with2(Code::Add_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32)
@@ -67,6 +69,24 @@ impl Planner<'_> {
         let bytes = ok(change.and_then(|i| encode::encode(&i)))?;
         self.bytes(bytes);
         Ok(())
+    }
+
+    /// `sub mem,%rsp`: the size of what is allocated lies in memory.
+    fn allocate_from_memory(&mut self, id: u32, node: &Node, scratch: Borrowed) -> Planned<()> {
+        let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, scratch.register, encode::window(Register::None, 0)))?;
+        copy_memory(&node.insn, &mut load);
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut load, &mut borrow)?;
+        if node.insn.memory_base() == Register::RSP || !borrow.0.is_empty() {
+            return Err(("unknown-stack-pointer", format!("`{}` takes a size out of the frame that it changes", node.insn)));
+        }
+        let place = encode::window(Register::None, self.word());
+        let size = ok(encode::encode(&load))?;
+        let change = ok(Instruction::with2(Code::Sub_rm64_r64, place, scratch.register).and_then(|i| encode::encode(&i)))?;
+        self.keep(scratch, 0)?;
+        self.bytes(size);
+        self.bytes(change);
+        self.give_back(scratch, 0)
     }
 
     /// From here on rsp is virtual: keeps the caller's arena word in the frame.
@@ -137,7 +157,7 @@ impl Planner<'_> {
         let top = ok(encode::load(encode::narrow(scratch.register), Register::None, self.word()))?;
         let store = match insn.op0_kind() {
             OpKind::Register => ok(encode::store(insn.op0_register(), scratch.register, 0))?,
-            OpKind::Memory => return Err(("unsupported-instruction", format!("`{insn}` after alloca"))),
+            OpKind::Memory => return self.push_from_memory(id, node, scratch),
             _ => {
                 let value = self.pushed_immediate(node)?;
                 let place = encode::window(scratch.register, 0);
@@ -147,6 +167,30 @@ impl Planner<'_> {
         self.bytes(top);
         self.bytes(store);
         self.give_back(scratch, 1)
+    }
+
+    /// The rest of `push mem`: rsp has moved, `top` is kept already.
+    fn push_from_memory(&mut self, id: u32, node: &Node, top: Borrowed) -> Planned<()> {
+        let insn = &node.insn;
+        let value = self.borrow(id, insn, &[top.register]);
+        let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, value.register, encode::window(Register::None, 0)))?;
+        copy_memory(insn, &mut load);
+        let mut borrow = Borrow::default();
+        self.memory(id, node, &mut load, &mut borrow)?;
+        if insn.memory_base() == Register::RSP || !borrow.0.is_empty() {
+            return Err(("unsupported-instruction", format!("`{insn}` after alloca")));
+        }
+        self.keep(value, 2)?;
+        for code in [
+            encode::encode(&load),
+            encode::load(encode::narrow(top.register), Register::None, self.word()),
+            encode::store(value.register, top.register, 0),
+        ] {
+            let code = ok(code)?;
+            self.bytes(code);
+        }
+        self.give_back(value, 2)?;
+        self.give_back(top, 1)
     }
 
     /// Puts the caller's arena word back, if rsp is virtual at `node`. Leaves flags alone; rsp is still at the dynamic depth.

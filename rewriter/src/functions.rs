@@ -38,6 +38,8 @@ pub struct Functions {
     clobbers: HashMap<CodeRef, u16>,
     /// Bytes of arguments that a function pops when it returns (`ret $n`).
     pops: HashMap<CodeRef, u16>,
+    /// What `syscall` instructions call.
+    syscall: Option<CodeRef>,
 }
 
 /// Functions of the C library that do not come back; used only when they are undefined in the objects.
@@ -112,7 +114,8 @@ impl Functions {
     /// Reads symbols and relocations, then infers which functions cannot return.
     #[must_use]
     pub fn find(program: &Program) -> Functions {
-        let mut found = Functions { ranges: ranges(program), ..Functions::default() };
+        let syscall = program.syscall.map(|section| CodeRef { section, offset: 0 });
+        let mut found = Functions { ranges: ranges(program), syscall, ..Functions::default() };
         found.collect_references(program);
         found.infer_noreturn(program);
         found.sweep(program);
@@ -174,6 +177,12 @@ impl Functions {
         self.pops.get(&at).copied().unwrap_or(0)
     }
 
+    /// The function that `syscall` instructions call, if they are allowed.
+    #[must_use]
+    pub fn syscall(&self) -> Option<CodeRef> {
+        self.syscall
+    }
+
     /// One linear pass over every function: what it writes, where it goes, what it pops.
     fn sweep(&mut self, program: &Program) {
         let mut edges: HashMap<CodeRef, Vec<CodeRef>> = HashMap::new();
@@ -195,6 +204,7 @@ impl Functions {
                     set |= crate::liveness::written(&mut factory, &insn);
                     let at = CodeRef { section, offset: insn.ip() };
                     match insn.flow_control() {
+                        FlowControl::Call if insn.code() == Code::Syscall => set |= crate::syscall::CLOBBERS,
                         FlowControl::IndirectCall | FlowControl::IndirectBranch => set |= CALLER_SAVED,
                         FlowControl::Return if insn.code() == Code::Retnq_imm16 => {
                             self.pops.insert(start, insn.immediate16());
@@ -214,6 +224,10 @@ impl Functions {
             }
         }
         self.close_clobbers(&edges);
+        if let Some(syscall) = self.syscall {
+            // It puts the others back.
+            self.clobbers.insert(syscall, crate::syscall::CLOBBERS);
+        }
     }
 
     fn close_clobbers(&mut self, edges: &HashMap<CodeRef, Vec<CodeRef>>) {
@@ -385,6 +399,7 @@ impl ReturnWalk<'_> {
                         work.push(next);
                     }
                 }
+                FlowControl::Call if insn.code() == Code::Syscall => work.push(next),
                 FlowControl::Call => match branch_target(self.program, at, &insn) {
                     BranchTarget::Code(callee)
                         if self.functions.start_at(callee).is_some() && !self.returns.contains(&callee) =>

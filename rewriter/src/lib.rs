@@ -22,6 +22,7 @@ pub mod plan;
 pub mod program;
 pub mod select;
 pub mod space;
+pub mod syscall;
 pub mod tables;
 pub mod transfer;
 pub mod values;
@@ -41,6 +42,8 @@ pub struct Options {
     pub whole_archive: bool,
     /// What the image proves beyond the sandbox: checked accesses, metering, unprotected loads.
     pub mode: Mode,
+    /// Turn `syscall` instructions into calls of the import [`syscall::IMPORT`]; refused otherwise.
+    pub syscalls: bool,
 }
 
 impl Default for Options {
@@ -53,6 +56,7 @@ impl Default for Options {
             stack: 8 << 20,
             whole_archive: false,
             mode: Mode::default(),
+            syscalls: false,
         }
     }
 }

@@ -117,6 +117,10 @@ fn clobbers(bodies: &[Body], unknown: u16) -> Vec<u16> {
                 _ => {}
             }
         }
+        if body.name == crate::syscall::FUNCTION {
+            // It puts the others back.
+            (set, calls) = (crate::syscall::CLOBBERS, Vec::new());
+        }
         sets.push(set);
         callees.push(calls);
     }
@@ -285,6 +289,8 @@ fn node_effect(factory: &mut InstructionInfoFactory, node: &Node, callee: impl F
         // No compiler expects a value in a register that the callee may change.
         e.kills.registers |= callee(&node.flow) & CALLER_SAVED;
         e.kills.flags = STATUS as u16;
+        // `syscall` would keep them in r11, where nobody looks for them.
+        e.reads.flags = 0;
     }
     e
 }

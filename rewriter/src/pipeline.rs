@@ -8,9 +8,9 @@ use crate::layout::Text;
 use crate::object::{self, Input, MergeOptions};
 use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
-use crate::select::{self, GATES, TRAPS};
+use crate::select::{self, GATES, START, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness, syscall};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
@@ -22,12 +22,19 @@ use std::collections::HashMap;
 /// # Errors
 /// Everything that cannot be done safely and faithfully, each with its place.
 pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusals> {
-    let known = GATES.iter().chain(TRAPS).map(|n| (*n).to_owned()).chain(options.imports.iter().cloned()).collect();
+    let mut imports = options.imports.clone();
+    if options.syscalls {
+        imports.push(syscall::IMPORT.to_owned());
+    }
+    let known = GATES.iter().chain(TRAPS).map(|n| (*n).to_owned()).chain(imports.iter().cloned()).collect();
     let merge = MergeOptions { entries: options.entries.clone(), whole_archive: options.whole_archive, known_undefined: known };
-    let program = object::read(inputs, &merge)?;
+    let mut program = object::read(inputs, &merge)?;
+    if options.syscalls {
+        syscall::add(&mut program).map_err(|e| internal(e.to_string()))?;
+    }
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
-    let mut chosen = select::select(&program, &functions, entries, &options.imports)?;
+    let mut chosen = select::select(&program, &functions, entries, &imports)?;
     if options.mode.metered {
         count::free(&program, &mut chosen.bodies)?;
     }
@@ -68,6 +75,11 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
     };
     let mut found = Vec::new();
     let mut problems = Vec::new();
+    // A whole program has one way in.
+    let start = program.globals.get(START).and_then(|id| text(program.symbol(*id).definition)).filter(|_| options.syscalls);
+    if let (true, false, Some(start)) = (options.entries.is_empty(), options.whole_archive, start) {
+        return Ok(vec![(START.to_owned(), start)]);
+    }
     if options.entries.is_empty() {
         for (name, id) in &program.globals {
             let symbol = program.symbol(*id);

@@ -32,6 +32,8 @@ pub enum SectionKind {
     TlsBss,
     /// `.init_array*`, `.preinit_array`, `.ctors*` (in run order once merged): pointers to constructors.
     InitArray,
+    /// `.fini_array*`: pointers to what a whole program runs at exit, last one first.
+    FiniArray,
 }
 
 /// A relocation (psABI x86-64 table 4.9). All are RELA.
@@ -125,6 +127,8 @@ pub struct Program {
     pub symbols: Vec<Symbol>,
     /// Global symbols by name.
     pub globals: BTreeMap<String, SymbolId>,
+    /// The section of the function that stands for `syscall` instructions, if there is one (`crate::syscall`).
+    pub syscall: Option<SectionId>,
 }
 
 impl Program {

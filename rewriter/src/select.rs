@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 pub const GATES: &[&str] = &["memcpy", "memmove", "memset", "memcmp", "strlen"];
 /// Undefined functions whose call is a trap.
 pub const TRAPS: &[&str] = &["__stack_chk_fail", "abort"];
+/// The entry of whole programs.
+pub const START: &str = "_start";
 /// The resolver of thread-local addresses: its argument already is the address.
 pub const TLS_RESOLVER: &str = "__tls_get_addr";
 
@@ -41,6 +43,8 @@ pub struct Selection {
     /// Constructors in run order.
     pub constructors: Vec<CodeRef>,
     pub uses_arena: bool,
+    /// A whole program: it runs its constructors itself, and what is to be done at exit.
+    pub whole_program: bool,
 }
 
 struct Selector<'a> {
@@ -65,7 +69,16 @@ pub fn import_name(name: &str) -> &str {
 pub fn is_linker_defined(name: &str) -> bool {
     matches!(
         name,
-        "__cordon_heap_start" | "__cordon_heap_end" | "__cordon_arg_start" | "__cordon_arg_end" | "_GLOBAL_OFFSET_TABLE_"
+        "__cordon_heap_start"
+            | "__cordon_heap_end"
+            | "__cordon_arg_start"
+            | "__cordon_arg_end"
+            | "__init_array_start"
+            | "__init_array_end"
+            | "__fini_array_start"
+            | "__fini_array_end"
+            | crate::syscall::THREAD_POINTER
+            | "_GLOBAL_OFFSET_TABLE_"
     )
 }
 
@@ -89,6 +102,7 @@ pub fn select(
         sections: Vec::new(),
         problems: Vec::new(),
     };
+    s.chosen.whole_program = program.syscall.is_some() && entries.iter().any(|(name, _)| name == START);
     s.chosen.entries = entries;
     s.constructors();
     loop {
@@ -131,6 +145,10 @@ impl Selector<'_> {
 
     fn constructors(&mut self) {
         for (index, section) in self.program.sections.iter().enumerate() {
+            if self.chosen.whole_program && matches!(section.kind, SectionKind::InitArray | SectionKind::FiniArray) {
+                self.section(SectionId(index as u32));
+                continue;
+            }
             if section.kind != SectionKind::InitArray {
                 continue;
             }

@@ -57,6 +57,9 @@ pub struct Space {
     /// Which body's table (body, table) fills the data at a place.
     pub table_places: HashMap<(SectionId, u64), (u32, u32)>,
     pub table_end: u32,
+    /// Pointers to constructors and to what runs at exit, of whole programs; start and end.
+    pub init_array: (u32, u32),
+    pub fini_array: (u32, u32),
     pub rodata: (u32, u32),
     pub data: (u32, u32),
     pub argument: (u32, u32),
@@ -143,8 +146,12 @@ impl Space {
         };
         let mut at = self.table_end;
         self.rodata.0 = at;
-        at = self.place(program, &of(&[SectionKind::Rodata, SectionKind::InitArray]), at)?;
-        at = at.next_multiple_of(8);
+        at = self.place(program, &of(&[SectionKind::Rodata]), at)?.next_multiple_of(8);
+        self.init_array.0 = at;
+        at = self.place(program, &of(&[SectionKind::InitArray]), at)?.next_multiple_of(8);
+        (self.init_array.1, self.fini_array.0) = (at, at);
+        at = self.place(program, &of(&[SectionKind::FiniArray]), at)?.next_multiple_of(8);
+        self.fini_array.1 = at;
         for word in &chosen.got {
             self.got.insert(*word, at);
             at += 8;

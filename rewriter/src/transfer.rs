@@ -146,6 +146,7 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
     if let (Mnemonic::Cmp, false) = (insn.mnemonic(), state.dynamic) {
         begin_probe(ctx, insn, state)?;
     }
+    no_old_copy(ctx, insn, state)?;
     if writes_rsp(insn) {
         return move_rsp(ctx, key, insn, state);
     }
@@ -257,7 +258,9 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
             }
             Value::Stack(-state.depth + if insn.mnemonic() == Mnemonic::Add { by } else { -by })
         }
-        Mnemonic::Sub if insn.op0_register() == Register::RSP && by_register => return begin_dynamic(ctx, state),
+        Mnemonic::Sub if insn.op0_register() == Register::RSP && (by_register || insn.op1_kind() == OpKind::Memory) => {
+            return begin_dynamic(ctx, state);
+        }
         Mnemonic::Mov if insn.op0_register() == Register::RSP && by_register => match state.register(insn.op1_register()) {
             Value::Below(origin) => {
                 ctx.arena_base(origin);
@@ -316,6 +319,26 @@ fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -
     {
         ctx.arena_base(origin);
         begin_dynamic(ctx, state)?;
+    }
+    Ok(())
+}
+
+/// After an allocation, a copy of the stack pointer from before plus something unknown may mean the frame, or what was allocated below it
+/// (clang: the copy minus the size), which lies elsewhere here.
+fn no_old_copy(ctx: &Discovery<'_>, insn: &Instruction, state: &State) -> Result<(), Reason> {
+    if !state.dynamic {
+        return Ok(());
+    }
+    let before = Value::Stack(crate::dynamic::frame_bytes(ctx.dynamic_arguments) - state.depth);
+    let is_copy = |r: Register| r.is_gpr64() && r != Register::RSP && state.register(r) == before;
+    let indexed = insn.memory_index() != Register::None && insn.memory_base() != Register::None;
+    let registers = insn.op_count() == 2 && insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Register;
+    let used = match insn.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub if registers => is_copy(insn.op0_register()) || is_copy(insn.op1_register()),
+        _ => indexed && (is_copy(insn.memory_base()) || is_copy(insn.memory_index())),
+    };
+    if used {
+        return Err(("unknown-stack-pointer", format!("`{insn}` counts from the stack pointer as it was before `alloca`")));
     }
     Ok(())
 }

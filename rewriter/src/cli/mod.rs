@@ -1,9 +1,11 @@
 //! Arguments, dispatch, and the one place where results, problems and panics become output and exit codes.
 
+mod cc;
 mod check;
 mod demand;
 mod demo;
 mod disasm;
+mod host;
 mod inspect;
 mod originals;
 mod outcome;
@@ -22,8 +24,9 @@ const LONG_ABOUT: &str = "\
 Runs untrusted native x86-64 code inside a fence that is proved before the code runs.
 
   cordon rewrite   turns ordinary ELF objects and archives into a sealed image (untrusted, clever)
+  cordon cc        compiles a whole C program and turns it into an image
   cordon check     reads the final bytes of an image once and says yes or no (trusted, dull)
-  cordon run       checks an image, gives it a window of memory and calls an entry
+  cordon run       checks an image, gives it a window of memory and calls an entry, or hosts a whole program
   cordon inspect   shows original and rewritten code side by side
   cordon demo      compiles handlers, fences them, runs them over 100,000 packets, compares with native
 
@@ -37,6 +40,7 @@ Exit codes:
   2  usage: wrong arguments, or a file that cannot be read or written
   3  internal error of cordon (please report it)
   4  the handler was stopped (fault, stray access, limit)
+cordon run of a whole program that ended by itself: its own status, or 128 + n for signal n.
 
 With --format json every command prints exactly one JSON object on standard output. A failure has `error` with `code`,
 `message` and the fields that the text form shows, and `errors` with all of them.";
@@ -51,6 +55,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Rewrite(rewrite::Args),
+    Cc(cc::Args),
     Check(check::Args),
     Run(run::Args),
     Inspect(inspect::Args),
@@ -71,6 +76,7 @@ impl Command {
     fn format(&self) -> Format {
         match self {
             Command::Rewrite(args) => args.format,
+            Command::Cc(args) => args.format(),
             Command::Check(args) => args.format,
             Command::Run(args) => args.format,
             Command::Inspect(args) => args.format,
@@ -81,6 +87,7 @@ impl Command {
     fn execute(&self) -> Result<Report, Failure> {
         match self {
             Command::Rewrite(args) => rewrite::execute(args),
+            Command::Cc(args) => cc::execute(args),
             Command::Check(args) => check::execute(args),
             Command::Run(args) => run::execute(args),
             Command::Inspect(args) => inspect::execute(args),

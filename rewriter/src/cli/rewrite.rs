@@ -27,7 +27,8 @@ const MOST_INPUT: u64 = 1 << 32;
 #[command(after_long_help = "\
 Examples:
   gcc -O2 -c handler.c && cordon rewrite handler.o -o handler.cordon
-  cordon rewrite main.o /usr/lib/x86_64-linux-gnu/libz.a -o z.cordon --heap 16M --import log_line")]
+  cordon rewrite main.o /usr/lib/x86_64-linux-gnu/libz.a -o z.cordon --heap 16M --import log_line
+  cordon rewrite crt1.o program.o libc.a --syscalls -o program.img    (a whole program; see cordon cc)")]
 pub struct Args {
     /// ELF relocatable objects (.o) and archives (.a), in link order
     #[arg(required = true, value_name = "IN")]
@@ -72,6 +73,9 @@ pub struct Link {
     /// Meter instructions in r14, so that a run can be given a deterministic limit (`cordon run --fuel`)
     #[arg(long)]
     pub fuel: bool,
+    /// Turn the instruction `syscall` into a call of the import `cordon.syscall`, which `cordon run` serves: for whole programs
+    #[arg(long)]
+    pub syscalls: bool,
     /// Which accesses are protected
     #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
     pub protect: Protected,
@@ -112,6 +116,7 @@ impl Link {
                 metered: self.fuel,
                 protect: if self.protect == Protected::Stores { Protect::Stores } else { Protect::All },
             },
+            syscalls: self.syscalls,
         }
     }
 }
@@ -119,8 +124,12 @@ impl Link {
 /// Runs the subcommand.
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     refuse_output_over_input(args)?;
-    let inputs = read_inputs(&args.inputs)?;
-    let rewritten = on_threads(args.threads, || rewrite(&inputs, &args.link.options()))?;
+    link(args, &read_inputs(&args.inputs)?)
+}
+
+/// Rewrites `inputs` and writes the image.
+pub fn link(args: &Args, inputs: &[Input]) -> Result<Report, Failure> {
+    let rewritten = on_threads(args.threads, || rewrite(inputs, &args.link.options()))?;
     write_atomically(&args.output, &rewritten.image)?;
     Ok(summary(args, &rewritten))
 }

@@ -3,6 +3,7 @@
 use super::Format;
 use super::check;
 use super::demand::{Demand, words};
+use super::host::{self, Given};
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use super::size::parse_number;
@@ -25,6 +26,10 @@ const MOST_ARGUMENTS: usize = 6;
 /// window, and their window address and length are the first two arguments. With --pcap the entry is called so for every packet of a
 /// capture, and the result is the sum of all return values (modulo 2^64). Window memory stays as it is between the calls of one run.
 ///
+/// A whole program (an image with the entry `_start` that makes system calls, as `cordon cc` makes them) is started with the arguments behind
+/// `--`. It has the standard streams, the folders given with --dir, a heap, clocks and random numbers, no threads, processes or network; its exit
+/// status is this command's exit code, or 128 + n if it ended itself by signal n.
+///
 /// An image that counts its instructions (`rewrite --fuel`) gives a line `fuel = N` too: what all calls used.
 ///
 /// When the handler is stopped, the exit code is 4 and the report says what happened: the place in the source, the original instruction, its
@@ -35,6 +40,7 @@ Examples:
   cordon run handler.cordon --arg 6 --arg 0x2a
   cordon run filter.cordon --entry filt_tcp_port --pcap trace.pcap --arg 443
   cordon run z.cordon --entry checksum --input /etc/hostname --repeat 1000 --fast-window
+  cordon run sort.img --dir data --env LC_ALL=C -- -r data/names.txt
   cordon run untrusted.cordon --mode match --time-limit 5ms
   cordon run metered.cordon --fuel 1000000")]
 pub struct Args {
@@ -84,6 +90,8 @@ pub struct Args {
     /// How to print the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
+    #[command(flatten)]
+    pub given: Given,
 }
 
 /// A file to map, and whether the handler may write to it.
@@ -147,6 +155,12 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..load_options() };
     let image =
         Image::named(&args.image.display().to_string(), &file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
+    if args.entry.is_none() && cordon_process::is_program(&image) {
+        return Err(host::execute(args, &image, &file));
+    }
+    if !args.given.is_empty() {
+        return Err(Failure::usage("usage", "--dir, --env and arguments behind `--` are for whole programs (cordon cc)"));
+    }
     let name = entry_name(args, &image)?;
     let entry = image.entry(&name).ok_or_else(|| no_entry(&image, &format!("no entry {name}")))?;
     let make = if args.fast_window { Window::new_fast } else { Window::new };
@@ -285,7 +299,7 @@ fn image_mode(file: &[u8]) -> String {
 }
 
 /// Why a call did not return; `before` calls did.
-fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Failure {
+pub fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Failure {
     let one = |exit, code: &str| {
         let problem = Problem::with_file(path, code, error.to_string());
         Failure::one(exit, problem.detail("entry", entry).detail("calls_before", before))

@@ -36,12 +36,15 @@ pub(super) struct Traits<'a> {
 /// DWARF sections that `crate::dwarf` reads.
 const DEBUG: [&str; 5] = [".debug_info", ".debug_abbrev", ".debug_line", ".debug_str", ".debug_line_str"];
 
-/// Allocated sections that a handler has no use for: unwinding, notes, transactional memory, what runs at exit.
-const UNUSED: [&str; 9] =
-    [".eh_frame", ".gcc_except_table", ".note", ".comment", ".tm_clone_table", ".fini_array", ".dtors", ".fini", ".sframe"];
+/// Allocated sections that a handler has no use for: unwinding, notes, transactional memory, old ways to run something at exit.
+const UNUSED: [&str; 8] =
+    [".eh_frame", ".gcc_except_table", ".note", ".comment", ".tm_clone_table", ".dtors", ".fini", ".sframe"];
 
 /// Constructor arrays, see [`run_order`].
 const CONSTRUCTORS: [&str; 3] = [".preinit_array", ".init_array", ".ctors"];
+
+/// What runs at exit, last one first.
+const DESTRUCTORS: &str = ".fini_array";
 
 /// Fragments of the old `_init` function.
 pub(super) const INIT: &str = ".init";
@@ -80,7 +83,7 @@ pub(super) fn role(section: Traits) -> Role {
 fn allocated(section: Traits) -> Role {
     let has = |flag: elf::SectionFlags| section.flags & flag.0 != 0;
     let unwind = elf::SHT_X86_64_UNWIND;
-    if matches!(section.kind, elf::SHT_NOTE | elf::SHT_FINI_ARRAY | elf::SHT_GNU_SFRAME)
+    if matches!(section.kind, elf::SHT_NOTE | elf::SHT_GNU_SFRAME)
         || section.kind == unwind
         || UNUSED.iter().any(|base| is_or_below(section.name, base))
     {
@@ -103,6 +106,9 @@ fn allocated(section: Traits) -> Role {
     }
     if section.size > MAX_SIZE {
         return Role::Refused("section-too-large", "the section is larger than a window");
+    }
+    if section.kind == elf::SHT_FINI_ARRAY || is_or_below(section.name, DESTRUCTORS) {
+        return Role::Kept(SectionKind::FiniArray);
     }
     if section.name == INIT {
         // `contents` makes constructors of the calls in it.
@@ -138,7 +144,8 @@ fn contents(section: Traits) -> Role {
 }
 
 /// When the constructors of an `InitArray` section run; sections with equal keys run in link order. `.preinit_array` goes first, then
-/// `.init`, then numbered ones by ascending priority (`.ctors.N` counts down from 65535), then plain ones, as in `ld`'s default script.
+/// `.init`, then numbered ones by ascending priority (`.ctors.N` counts down from 65535), then plain ones, as in `ld`'s default script; what runs at
+/// exit is sorted alike, behind them.
 pub(super) fn run_order(name: &str, kind: elf::SectionType) -> (u8, u32) {
     if kind == elf::SHT_PREINIT_ARRAY || is_or_below(name, ".preinit_array") {
         return (0, 0);
@@ -147,6 +154,9 @@ pub(super) fn run_order(name: &str, kind: elf::SectionType) -> (u8, u32) {
         return (0, 1);
     }
     let number = |suffix: &str| suffix.parse::<u32>().unwrap_or(65536);
+    if kind == elf::SHT_FINI_ARRAY || is_or_below(name, DESTRUCTORS) {
+        return (3, name.strip_prefix(".fini_array.").map_or(65537, number));
+    }
     if let Some(suffix) = name.strip_prefix(".init_array.") {
         (1, number(suffix))
     } else if let Some(suffix) = name.strip_prefix(".ctors.") {
@@ -184,7 +194,7 @@ mod tests {
         assert_eq!(kept(".tdata", A | W | T), Role::Kept(SectionKind::TlsData));
         assert_eq!(kept(".ctors.00100", A | W), Role::Kept(SectionKind::InitArray));
         assert_eq!(kept(".eh_frame", A), Role::Dropped);
-        assert_eq!(kept(".fini_array.1", A | W), Role::Dropped);
+        assert_eq!(kept(".fini_array.1", A | W), Role::Kept(SectionKind::FiniArray));
         assert_eq!(kept(".finite", A | W), Role::Kept(SectionKind::Data));
         assert_eq!(kept(".debug_line", 0), Role::Debug);
         assert_eq!(kept(".data", A | W | elf::SHF_EXCLUDE.0), Role::Dropped);

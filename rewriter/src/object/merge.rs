@@ -47,7 +47,7 @@ impl Merger<'_, '_> {
             for (i, section) in object.sections.iter().enumerate() {
                 match section.role {
                     _ if self.link.discarded[o][i] => {}
-                    Role::Kept(SectionKind::InitArray) => constructors.push((o, i, SectionKind::InitArray)),
+                    Role::Kept(kind @ (SectionKind::InitArray | SectionKind::FiniArray)) => constructors.push((o, i, kind)),
                     Role::Kept(kind) => order.push((o, i, kind)),
                     _ => {}
                 }

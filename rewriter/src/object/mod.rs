@@ -5,7 +5,7 @@
 //! do, `merge` numbers everything. `classify` and `fields` are their tables.
 //!
 //! Differences from `ld`, all on purpose: archives behave as between `--start-group` and `--end-group`; mergeable sections are not
-//! merged; `.fini_array` and `.dtors` are dropped, because a handler never exits; unwind tables, notes and comments are dropped;
+//! merged; `.dtors` and `.fini` are dropped (and `.fini_array` is used by whole programs only), because a handler never exits; unwind tables, notes and comments are dropped;
 //! hidden symbols are global within the image; `__cordon_*` and `cordon.*` are reserved; malformed input that `ld` lets pass
 //! (overlapping sections or relocations, say) is refused.
 
@@ -43,7 +43,8 @@ pub struct MergeOptions {
 /// Reads `inputs` and resolves their references to each other.
 ///
 /// The objects of the program are in the order in which they came to take part: inputs in order, then archive members as they
-/// were pulled. Sections follow their objects, except that all of kind `InitArray` come last, in run order.
+/// were pulled. Sections follow their objects, except that all of kind `InitArray` come last, in run order, and
+/// those of kind `FiniArray` behind them.
 ///
 /// Undefined symbols are not errors here: code that nothing reaches may name them.
 ///

@@ -196,6 +196,9 @@ impl Planner<'_> {
     }
 
     fn call(&mut self, id: u32, out: Outside, next: Option<Key>) -> Planned<()> {
+        if self.body.nodes[id as usize].insn.mnemonic() == Mnemonic::Syscall {
+            self.system_call(id)?;
+        }
         if self.body.dynamic_arguments > 0 && self.body.nodes[id as usize].state.dynamic {
             self.copy_arguments(id)?;
         }
@@ -226,6 +229,15 @@ impl Planner<'_> {
             None => self.bytes(UD2.to_vec()),
         }
         Ok(())
+    }
+
+    /// What a call of the function that stands for `syscall` does not do as the kernel does must not matter.
+    fn system_call(&mut self, id: u32) -> Planned<()> {
+        self.note("system call: the host's import, other registers kept");
+        if self.live.after[id as usize].flags != 0 {
+            return Err(("unsupported-instruction", "`syscall` with live flags".into()));
+        }
+        crate::syscall::keeps_all(self.body)
     }
 
     fn name_of(&self, reloc: &Reloc) -> &str {

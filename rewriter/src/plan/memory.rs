@@ -358,6 +358,11 @@ pub fn data_value(env: Env<'_>, reloc: &Reloc) -> Planned<i64> {
                 "__cordon_heap_end" => Some(space.heap.1),
                 "__cordon_arg_start" => Some(space.argument.0),
                 "__cordon_arg_end" => Some(space.argument.1),
+                "__init_array_start" => Some(space.init_array.0),
+                "__init_array_end" => Some(space.init_array.1),
+                "__fini_array_start" => Some(space.fini_array.0),
+                "__fini_array_end" => Some(space.fini_array.1),
+                crate::syscall::THREAD_POINTER => Some(space.thread_pointer),
                 name if TRAPS.contains(&name) => Some(0),
                 name => space.import_slots.get(import_name(name)).map(|slot| slot * 8),
             };

@@ -1,5 +1,6 @@
 //! Phase 7: what every instruction becomes. One file per kind of change; this one holds the plan's form and the dispatch.
 
+pub mod backward;
 pub mod branch;
 pub mod encode;
 pub mod evict;
@@ -188,6 +189,7 @@ impl<'a> Planner<'a> {
                 self.note("padding, landing pad or direction flag: not needed");
                 return Ok(());
             }
+            Mnemonic::Std => return self.set_direction(node),
             Mnemonic::Push | Mnemonic::Pop | Mnemonic::Leave => return self.push_pop(id, node),
             Mnemonic::Cpuid | Mnemonic::Xgetbv | Mnemonic::Fldcw | Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
                 return self.gate_instruction(id, node);
@@ -198,7 +200,7 @@ impl<'a> Planner<'a> {
             return self.table_byte(id, node);
         }
         if string::is_string(insn) {
-            return self.string(id, node);
+            return if self.is_backward(node) { self.copy_backward(id, node) } else { self.string(id, node) };
         }
         if self.moves_stack(node) {
             return self.move_rsp(id, node);

@@ -2,6 +2,7 @@
 //! That the results behave as the originals do is the fixtures' business.
 
 mod assemble;
+mod idioms;
 mod matching;
 mod metering;
 mod stack;

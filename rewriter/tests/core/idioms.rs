@@ -1,0 +1,79 @@
+//! Idioms of hand-written code and of C libraries.
+
+use crate::assemble::{refusal, rewrite};
+
+#[test]
+fn a_copy_from_high_to_low_addresses_is_a_loop() {
+    let made = rewrite("mov %rdx,%rcx\n std\n rep movsb\n cld\n ret\n");
+    assert_eq!(made.step(1).0, [], "std leaves nothing behind");
+    let (copy, _) = made.step(2);
+    assert!(copy.starts_with(&[0x48, 0x85, 0xc9, 0x74]), "test %rcx,%rcx; je: {copy:x?}");
+    assert!(copy.windows(4).any(|w| w == [0x48, 0x8d, 0x76, 0xff]), "lea -1(%rsi),%rsi: {copy:x?}");
+    rewrite("mov %rdx,%rcx\n std\n rep movsq\n cld\n ret\n");
+}
+
+#[test]
+fn the_direction_flag_is_for_nothing_else() {
+    for body in [
+        "std\n ret\n",
+        "std\n rep movsb\n ret\n",
+        "std\n movsb\n cld\n ret\n",
+        "std\n rep stosb\n cld\n ret\n",
+        "std\n nop\n rep movsb\n cld\n ret\n",
+        // Somebody else arrives between the parts.
+        "test %edi,%edi\n je 1f\n std\n1: rep movsb\n cld\n ret\n",
+        "test %edi,%edi\n je 1f\n std\n rep movsb\n1: cld\n ret\n",
+    ] {
+        assert_eq!(refusal(body).0, "unsupported-instruction", "{body}");
+    }
+}
+
+#[test]
+fn code_that_is_reached_at_two_depths_is_copied() {
+    // getcwd of musl: a buffer of constant size in one arm.
+    let made = rewrite(concat!(
+        "push %rbp\n mov %rsp,%rbp\n push %rbx\n sub $8,%rsp\n test %rdi,%rdi\n jne 1f\n sub $4096,%rsp\n mov %rsp,%rdi\n",
+        "1: mov %rdi,%rbx\n call g\n test %eax,%eax\n js 2f\n mov %rbx,%rax\n2: lea -8(%rbp),%rsp\n pop %rbx\n pop %rbp\n ret\n",
+        ".type g,@function\ng: xor %eax,%eax\n ret\n.size g,.-g\n"
+    ));
+    let depths: Vec<u32> = made.0.explanations.iter().filter(|e| e.change.is_empty()).map(|e| e.depth).collect();
+    assert!(depths.contains(&24) && depths.contains(&4120), "{depths:?}");
+    assert_eq!(refusal("1: push %rdi\n dec %edi\n jne 1b\n ret\n").0, "stack-depth-conflict");
+}
+
+#[test]
+fn the_size_of_an_allocation_may_lie_in_memory() {
+    rewrite(
+        "push %rbp\n mov %rsp,%rbp\n sub $16,%rsp\n mov %rdi,-8(%rbp)\n sub -8(%rbp),%rsp\n mov %rsp,%rdi\n call g\n leave\n ret\n.type g,@function\ng: ret\n.size g,.-g\n",
+    );
+    let code = refusal("push %rbp\n mov %rsp,%rbp\n sub $16,%rsp\n mov %rdi,(%rsp)\n sub (%rsp),%rsp\n leave\n ret\n").0;
+    assert_eq!(code, "unknown-stack-pointer");
+    // And what is pushed after it.
+    rewrite(
+        "push %rbp\n mov %rsp,%rbp\n sub %rdi,%rsp\n push 16(%rbp)\n call g\n leave\n ret\n.type g,@function\ng: mov 8(%rsp),%rax\n ret\n.size g,.-g\n",
+    );
+    let code = refusal("push %rbp\n mov %rsp,%rbp\n sub %rdi,%rsp\n push 8(%rsp)\n leave\n ret\n").0;
+    assert_eq!(code, "unsupported-instruction");
+}
+
+#[test]
+fn what_counts_from_a_copy_of_the_stack_pointer_before_an_allocation_is_refused() {
+    // clang: the copy minus the size is what was allocated. With a constant it can only mean the frame.
+    let body = |access: &str| {
+        format!(
+            "push %rbp\n mov %rsp,%rbp\n push %rbx\n push %rax\n mov %rsp,%rbx\n mov %rbx,%rcx\n sub %rdi,%rcx\n mov %rcx,%rsp\n neg %rdi\n {access}\n lea -8(%rbp),%rsp\n pop %rbx\n pop %rbp\n ret\n"
+        )
+    };
+    for wrong in ["movb $1,20(%rbx,%rdi)", "lea 1(%rdi,%rbx),%rax", "mov %rbx,%rdx\n add %rdi,%rdx", "sub %rbx,%rdi"] {
+        assert_eq!(refusal(&body(wrong)).0, "unknown-stack-pointer", "{wrong}");
+    }
+    for right in ["movb $1,(%rbx)", "lea 8(%rbx),%rax", "movb $1,-16(%rbp,%rdi)", "movb $1,(%rcx,%rdi)", "mov %rbx,%rdx"] {
+        rewrite(&body(right));
+    }
+}
+
+#[test]
+fn a_call_at_the_end_of_its_section_does_not_return() {
+    let made = rewrite("mov %edi,%edi\n call host\n");
+    assert_eq!(made.step(1).0.last_chunk(), Some(&[0x0f, 0x0b]), "{:x?}", made.step(1));
+}

@@ -1,0 +1,86 @@
+//! A program that tries to get out: `fixtures/programs/attacks.c` against a folder made for it.
+
+use crate::{Desk, feed, text};
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+#[test]
+fn no_system_call_leads_out_of_the_window_or_the_folder() {
+    let desk = Desk::new();
+    std::fs::create_dir_all(desk.path("in/sub")).expect("made");
+    desk.write("secret", "secret");
+    desk.write("in/inside", "inside, and more than sixteen bytes");
+    for (target, name) in [("../secret", "link"), ("..", "up"), ("/etc/passwd", "absolute")] {
+        symlink(target, desk.path("in").join(name)).expect("linked");
+    }
+    crate::said(Command::new("mkfifo").arg(desk.path("in/fifo")));
+    desk.image("attacks", &["attacks.c"], &["-O2"]);
+    let output = feed(&mut desk.cordon(&["run", "attacks.img", "--dir", "in", "--", "in"]), "");
+    let shown = text(&output.stdout);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{shown}");
+
+    let (denied, missing, fault, invalid) = ("Permission denied", "No such file or directory", "Bad address", "Invalid argument");
+    let (memory, absent, read_only) = ("Out of memory", "Function not implemented", "Read-only file system");
+    let expected = |name: &str| match name {
+        // The folder's own file may be opened for reading; nothing else here gives anything.
+        "open /inside" | "relative to a folder" => None,
+        "stat to the end" | "long name" => Some(missing),
+        "break to the host" => Some("0"),
+        "map executable" => Some(denied),
+        "map fixed over the table" | "map fixed outside" | "map of 2^63" | "protect outside" | "remap outside" => Some(memory),
+        "unmap text" | "unmap that wraps" | "too many parts" | "no end of parts" | "lengths that wrap" => Some(invalid),
+        "thread pointer elsewhere" => Some(invalid),
+        "out of a folder" => Some(denied),
+        "open /etc/passwd" | "open /proc/self/mem" | "open /dev/mem" => Some(missing),
+        "open /new" | "unlink" | "rename" | "mkdir" | "access for writing" | "write to a folder's file" => Some(read_only),
+        "kill another" | "kill the parent" => Some("No such process"),
+        "file 1000" | "file -1" => Some("Bad file descriptor"),
+        "no end of files" => Some("No file descriptors available"),
+        "parts at the end" | "part outside" => Some(fault),
+        name if name.starts_with("open ") => Some(denied),
+        name if ["read to", "write from", "path at", "time to", "random to", "length"].iter().any(|p| name.starts_with(p)) => {
+            Some(fault)
+        }
+        _ => Some(absent),
+    };
+    let mut tries = 0;
+    for line in shown.lines() {
+        let (name, result) = line.split_once(": ").unwrap_or_else(|| panic!("{line}"));
+        assert!(expected(name).is_none_or(|e| e == result), "{line}");
+        tries += 1;
+    }
+    assert!(tries > 80, "{shown}");
+    let inside: Vec<&str> = shown.lines().filter(|l| l.starts_with("open /inside")).collect();
+    assert_eq!(inside, [&format!("open /inside: {read_only}")[..], &format!("open /inside: {read_only}"), "open /inside: OPEN"]);
+    assert_eq!(std::fs::read(desk.path("secret")).expect("there"), b"secret");
+    assert_eq!(std::fs::read_dir(desk.path("in")).expect("readable").count(), 6);
+}
+
+#[test]
+fn random_system_calls_harm_nothing() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("in")).expect("made");
+    desk.write("secret", "secret");
+    desk.image("noise", &["noise.c"], &["-O2"]);
+    for seed in 1..=8 {
+        let words = [
+            "run",
+            "noise.img",
+            "--time-limit",
+            "60s",
+            "--dir",
+            "in:rw",
+            "--",
+            "2000",
+            &format!("{}", seed * 0x9e37_79b9_u64),
+            "in",
+        ];
+        let output = feed(&mut desk.cordon(&words), "some input\n");
+        // Its standard streams may have been exchanged: the status alone tells.
+        assert_eq!(output.status.code(), Some(0), "seed {seed}: {}", text(&output.stderr));
+        let mut names: Vec<_> =
+            std::fs::read_dir(desk.0.path()).expect("readable").map(|e| e.expect("an entry").file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["in", "noise.img", "secret"], "seed {seed}");
+    }
+}

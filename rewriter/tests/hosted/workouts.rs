@@ -1,0 +1,56 @@
+//! Code that nobody here wrote: Debian's prebuilt archives in whole programs, compared with the same archives linked natively.
+
+use crate::{Desk, feed, source, text};
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+const ARCHIVES: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// Runs `name.c` with `archives` both ways; gives what both print.
+fn compared(name: &str, archives: &[&str], headers: &[&str], words: &[&str]) -> String {
+    let desk = Desk::new();
+    // The archives' headers, without those of the other C library beside them.
+    std::fs::create_dir(desk.path("headers")).expect("made");
+    for header in headers {
+        let file = header.rsplit('/').next().expect("a name");
+        symlink(header, desk.path("headers").join(file)).expect("linked");
+    }
+    let archives: Vec<String> = archives.iter().map(|a| format!("{ARCHIVES}/lib{a}.a")).collect();
+    let more: Vec<&str> = ["-O2", "-I", "headers"].into_iter().chain(archives.iter().map(String::as_str)).collect();
+    let file = format!("{name}.c");
+    desk.image(name, &[&file, "glibc_names.c"], &more);
+    desk.native(name, &[&file, "glibc_names.c"], &more);
+    std::fs::copy(source("script.lua"), desk.path("script.lua")).expect("copied");
+    let image = format!("{name}.img");
+    let run = ["run", &image, "--time-limit", "none", "--dir", ".", "--"];
+    let fenced = feed(&mut desk.cordon(&[&run[..], words].concat()), "");
+    let native = feed(Command::new(desk.path(name)).args(words).current_dir(desk.0.path()), "");
+    assert_eq!(text(&fenced.stdout), text(&native.stdout), "{}", text(&fenced.stderr));
+    assert_eq!((fenced.status.code(), native.status.code()), (Some(0), Some(0)));
+    text(&fenced.stdout)
+}
+
+#[test]
+fn archives_that_compress_give_the_same_bytes() {
+    let headers = ["zlib.h", "zconf.h", "bzlib.h", "lzma.h", "lzma"].map(|h| format!("/usr/include/{h}"));
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let shown = compared("codecs", &["z", "bz2", "lzma"], &headers, &["1500000"]);
+    assert!(shown.lines().count() == 3 && shown.lines().all(|l| l.contains(": 0 0, ") && l.ends_with(", same")), "{shown}");
+}
+
+#[test]
+fn a_database_answers_as_natively() {
+    let shown = compared("database", &["sqlite3"], &["/usr/include/sqlite3.h"], &[]);
+    for part in ["100000|5000050000|", "\n50000\n100000\n", "3|[1,2,3,4]", "error: no such table: missing"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
+fn a_script_prints_the_same() {
+    let headers = ["lua.h", "lauxlib.h", "lualib.h", "luaconf.h"].map(|h| format!("/usr/include/lua5.4/{h}"));
+    let mut headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    headers.push("/usr/include/x86_64-linux-gnu/lua5.4-deb-multiarch.h");
+    let shown = compared("lua", &["lua5.4"], &headers, &["script.lua"]);
+    assert!(shown.starts_with("46368\t 3.14\t1000\n") && shown.contains("the=3"), "{shown}");
+}
