@@ -1,8 +1,9 @@
 //! A body's planned code as single instructions, and back.
 
+use crate::plan::memory::FREE;
 use crate::plan::{Piece, Plan, Target};
 use cordon_checker::policy::Host;
-use cordon_checker::{Description, Flow, describe};
+use cordon_checker::{Description, Flow, describe_in};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -17,10 +18,10 @@ pub struct Op {
 }
 
 impl Op {
-    /// The instruction or unit at the start of `bytes`, if the checker lists it.
+    /// The instruction or unit at the start of `bytes`, if the checker lists it in any mode; parts of units that only modes have are apart.
     #[must_use]
     pub fn first(bytes: &[u8]) -> Option<Op> {
-        let what = describe(bytes, Host::User).ok()?;
+        let what = describe_in(bytes, Host::User, FREE).ok()?;
         let bytes = bytes.get(..what.len)?.to_vec();
         let insn = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
         Some(Op { bytes, what, insn })

@@ -7,10 +7,14 @@ use crate::functions::{CodeRef, exact_target};
 use crate::program::{Definition, Reloc, SectionKind};
 use crate::select::{GotWord, TRAPS, code_bias, import_name};
 use crate::transfer::{displacement_reloc, immediate_reloc, is_got};
+use cordon_checker::policy::Host;
+use cordon_checker::{Mode, Protect, describe_in};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// The change of an ordinary access.
 pub const FORCED: &str = "memory: forced into the window";
+/// Loads left alone: the address counts in full.
+pub const FREE: Mode = Mode { matched: false, metered: false, protect: Protect::Stores };
 
 impl Planner<'_> {
     /// The value of `symbol + addend`: a window offset, 8 × slot, a label's index or a plain number.
@@ -126,10 +130,10 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Turns the memory operand (if any) into a window operand.
-    pub(crate) fn memory(&mut self, id: u32, node: &Node, insn: &mut Instruction, borrow: &mut Borrow) -> Planned<()> {
+    /// Turns the memory operand (if any) into a window operand. True if the same operand with 64-bit registers is what the original means.
+    pub(crate) fn memory(&mut self, id: u32, node: &Node, insn: &mut Instruction, borrow: &mut Borrow) -> Planned<bool> {
         if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
-            return Ok(());
+            return Ok(false);
         }
         let mut disp = self.displacement(node)?;
         let (mut base, mut index) = (insn.memory_base(), insn.memory_index());
@@ -169,7 +173,35 @@ impl Planner<'_> {
         } else if self.change.is_empty() {
             self.note(FORCED);
         }
-        self.set_window(insn, node, base, index, disp)
+        self.set_window(insn, node, base, index, disp)?;
+        // The native stack pointer is none of the window's, and a sum of 32-bit registers has 32 bits.
+        Ok(!base.is_gpr32() && !index.is_gpr32() && base != Register::RSP && i32::try_from(disp).is_ok())
+    }
+
+    /// The load `insn`, a window operand, as it may be where only stores are protected: with 64-bit registers, a prefix less. `None` for
+    /// whatever the checker does not take so.
+    pub(crate) fn free_load(&mut self, insn: &Instruction) -> Option<Vec<u8>> {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        if self.env.mode.protect != Protect::Stores || base == Register::None && index == Register::None {
+            return None;
+        }
+        let wide = |r: Register| if r == Register::None { r } else { r.full_register() };
+        let mut insn = *insn;
+        insn.set_memory_base(wide(base));
+        insn.set_memory_index(wide(index));
+        if insn.memory_displ_size() == 4 {
+            // iced's name for the 4 bytes in 64-bit addressing.
+            insn.set_memory_displ_size(8);
+        }
+        let bytes = encode::encode(&insn).ok()?;
+        let described = describe_in(&bytes, Host::User, FREE).ok()?;
+        if described.len != bytes.len() || !described.memory?.wide {
+            return None;
+        }
+        if self.change == FORCED {
+            self.note("memory: a load, left to its 64-bit address");
+        }
+        Some(bytes)
     }
 
     /// The address of an operand with 32-bit registers into `to`: its low half is all of it.

@@ -235,11 +235,12 @@ impl<'a> Planner<'a> {
         if self.stack_pointer_operand(id, node, &mut insn, &mut borrowed)? {
             return Ok(());
         }
-        self.memory(id, node, &mut insn, &mut borrowed)?;
+        let exact = self.memory(id, node, &mut insn, &mut borrowed)?;
         self.finish_borrow_before(&borrowed)?;
         let bytes = ok(encode::encode(&insn))?;
         accepted(&bytes).map_err(|()| refused(&node.insn))?;
-        self.bytes(bytes);
+        let free = if exact { self.free_load(&insn) } else { None };
+        self.bytes(free.unwrap_or(bytes));
         self.finish_borrow_after(&borrowed)
     }
 

@@ -291,7 +291,8 @@ impl Planner<'_> {
             *load = ok(Instruction::with2(Code::Mov_r32_imm32, encode::narrow(load.op0_register()), 0u32))?;
             return Ok(());
         }
-        self.memory(id, node, load, borrow)
+        self.memory(id, node, load, borrow)?;
+        Ok(())
     }
 
     fn pop(&mut self, id: u32, node: &Node) -> Planned<()> {

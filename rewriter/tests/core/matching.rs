@@ -207,6 +207,51 @@ fn a_prefetch_is_not_checked() {
     assert!(checked(&made("prefetcht0 (%rdi)\n ret\n")).is_empty());
 }
 
+/// Loads left alone, in a sandbox and beside checked stores.
+const STORES: [Mode; 2] = [Mode { matched: false, ..FREE }, FREE];
+const FREE: Mode = Mode { protect: Protect::Stores, ..MATCH };
+
+#[test]
+fn a_load_that_is_left_alone_has_no_prefix_for_its_address() {
+    for mode in STORES {
+        let loads =
+            "mov (%rdi),%rax\n mov 0x1000(%rdi,%rcx,8),%rdx\n movzbl -1(,%r9,2),%esi\n addsd 8(%r13),%xmm0\n cmpb $1,(%r12)\n";
+        let made = rewrite_in(mode, &format!("{loads} fldt (%rdi)\n fstp %st(0)\n vmovups (%rdi),%ymm0\n ret\n"));
+        let lines = listing(&made);
+        let expected = [
+            "mov %gs:(%rdi), %rax",
+            "mov %gs:0x1000(%rdi, %rcx, 8), %rdx",
+            "movzbl %gs:-1(, %r9, 2), %esi",
+            "addsd %gs:8(%r13), %xmm0",
+            "cmpb $1, %gs:(%r12)",
+            "fldt %gs:(%rdi)",
+            "fstp %st(0)",
+            "vmovups %gs:(%rdi), %ymm0",
+        ];
+        assert_eq!(lines[..8], expected, "{lines:#?}");
+        assert_eq!(made.text()[..4], [0x65, 0x48, 0x8b, 0x07]);
+        assert!(made.step(0).1.contains("left to its 64-bit address"), "{}", made.step(0).1);
+    }
+}
+
+#[test]
+fn what_is_written_or_has_32_bits_stays_in_the_window_beside_loads_that_are_left_alone() {
+    let data = ".data\ntable: .zero 64\n.text\n";
+    for mode in STORES {
+        let lines = listing(&rewrite_in(
+            mode,
+            "mov %eax,%edi\n mov %rax,(%rdi)\n incl (%rdi)\n xchg %rax,(%rdi)\n prefetcht0 (%rdi)\n ret\n",
+        ));
+        assert!(lines[1..].iter().all(|line| !line.contains("(%rdi")), "{lines:#?}");
+        let lines = listing(&rewrite_in(mode, "mov 8(%rsp),%rax\n mov -64(%rsp,%rcx,8),%rax\n ret\n"));
+        assert!(lines[..2].iter().all(|line| line.contains("(%esp")), "the native stack pointer: {lines:#?}");
+        let lines = listing(&rewrite_in(mode, "mov (%edi,%esi),%eax\n ret\n"));
+        assert!(lines.iter().any(|line| line.contains("(%edi, %esi)") || line.starts_with("lea (%rdi, %rsi), %e")), "{lines:#?}");
+        let lines = listing(&rewrite_in(mode, &format!("mov table(%rip),%rax\n mov table+64(,%rcx,8),%rdx\n ret\n{data}")));
+        assert!(lines[0].starts_with("mov %gs:0x") && lines[1].contains("(, %rcx, 8)"), "{lines:#?}");
+    }
+}
+
 #[test]
 fn loads_are_not_checked_where_only_stores_are_protected() {
     let stores = Mode { protect: Protect::Stores, ..MATCH };
