@@ -6,7 +6,16 @@ use std::process::Command;
 
 const ARCHIVES: &str = "/usr/lib/x86_64-linux-gnu";
 
-/// Runs `name.c` with `archives` both ways; gives what both print.
+/// What is given to `cordon cc` and to `cordon run`: both flavours, each with a timer and with fuel; and loads left alone.
+const MODES: [(&[&str], &[&str]); 5] = [
+    (&[], &["--time-limit", "600s"]),
+    (&["--mode", "match"], &["--time-limit", "600s"]),
+    (&["--fuel"], &["--time-limit", "600s", "--fuel", "1000000000000"]),
+    (&["--mode", "match", "--fuel"], &["--time-limit", "600s", "--fuel", "1000000000000"]),
+    (&["--protect", "stores"], &["--time-limit", "600s", "--protect", "stores"]),
+];
+
+/// Runs `name.c` with `archives` natively and in every mode; gives what all print.
 fn compared(name: &str, archives: &[&str], headers: &[&str], words: &[&str]) -> String {
     let desk = Desk::new();
     // The archives' headers, without those of the other C library beside them.
@@ -18,16 +27,19 @@ fn compared(name: &str, archives: &[&str], headers: &[&str], words: &[&str]) -> 
     let archives: Vec<String> = archives.iter().map(|a| format!("{ARCHIVES}/lib{a}.a")).collect();
     let more: Vec<&str> = ["-O2", "-I", "headers"].into_iter().chain(archives.iter().map(String::as_str)).collect();
     let file = format!("{name}.c");
-    desk.image(name, &[&file, "glibc_names.c"], &more);
     desk.native(name, &[&file, "glibc_names.c"], &more);
     std::fs::copy(source("script.lua"), desk.path("script.lua")).expect("copied");
-    let image = format!("{name}.img");
-    let run = ["run", &image, "--time-limit", "none", "--dir", ".", "--"];
-    let fenced = feed(&mut desk.cordon(&[&run[..], words].concat()), "");
     let native = feed(Command::new(desk.path(name)).args(words).current_dir(desk.0.path()), "");
-    assert_eq!(text(&fenced.stdout), text(&native.stdout), "{}", text(&fenced.stderr));
-    assert_eq!((fenced.status.code(), native.status.code()), (Some(0), Some(0)));
-    text(&fenced.stdout)
+    assert_eq!(native.status.code(), Some(0));
+    for (mode, limit) in MODES {
+        desk.image(name, &[&file, "glibc_names.c"], &[&more, mode].concat());
+        let image = format!("{name}.img");
+        let run = ["run", &image, "--dir", "."];
+        let fenced = feed(&mut desk.cordon(&[&run, limit, &["--"], words].concat()), "");
+        assert_eq!(text(&fenced.stdout), text(&native.stdout), "{mode:?}: {}", text(&fenced.stderr));
+        assert_eq!(fenced.status.code(), Some(0), "{mode:?}");
+    }
+    text(&native.stdout)
 }
 
 #[test]
