@@ -11,6 +11,9 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// before a program could see its wait cut short.
 const GRACE: Duration = Duration::from_millis(25);
 
+/// Between two tries.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// Begins with the program.
 #[derive(Debug)]
 pub struct Clock {
@@ -32,6 +35,16 @@ impl Clock {
     /// The same for a wait in the kernel.
     pub fn left(&self) -> Option<Timespec> {
         self.rest().and_then(|rest| Timespec::try_from(rest).ok())
+    }
+
+    /// Waits for a moment: for what says that it is ready and is not.
+    ///
+    /// # Errors
+    /// `EINTR` if no time is left, which ends the call.
+    pub fn pause(&self) -> Result<(), Errno> {
+        let rest = self.rest().unwrap_or(MOMENT);
+        std::thread::sleep(rest.min(MOMENT));
+        if rest.is_zero() { Err(Errno::INTR) } else { Ok(()) }
     }
 
     /// Time of clock `id`: real time and processor time are the host's, all others count from the program's start.

@@ -3,11 +3,12 @@
 use crate::clock::Clock;
 use crate::guest::{Answer, Guest, MOST};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FileType, SeekFrom, Stat};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 /// Descriptors that a program can have.
@@ -43,6 +44,19 @@ pub struct Handle {
     pub folder: bool,
 }
 
+/// A terminal or pipe opened once more, so that it never blocks: readiness is no promise, a terminal with room for one byte is ready for
+/// writing, and a longer write waits until somebody reads. The flag cannot be set on `file`, which the host and others use too. `None` for
+/// what needs it less, and where it cannot be opened (another user's terminal, a pipe that nobody reads, no `/proc`).
+fn unblocking(file: &OwnedFd, readable: bool) -> Option<OwnedFd> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo && !file.is_terminal() {
+        return None;
+    }
+    let access = if readable { OFlags::RDONLY } else { OFlags::WRONLY };
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
 /// The program's descriptors.
 #[derive(Debug, Default)]
 pub struct Files {
@@ -56,9 +70,7 @@ impl Files {
         let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
         for (number, stream) in (0..).zip(streams) {
             if let Ok(file) = rustix::io::fcntl_dupfd_cloexec(stream, 3) {
-                let handle =
-                    Handle { file: Arc::new(file), stream: true, readable: number == 0, writable: number != 0, folder: false };
-                files.open.insert(number, Arc::new(handle));
+                files.open.insert(number, Arc::new(Handle::stream(file, number == 0)));
             }
         }
         files
@@ -119,6 +131,12 @@ impl Files {
 }
 
 impl Handle {
+    /// A standard stream, for reading or for writing.
+    fn stream(file: OwnedFd, readable: bool) -> Handle {
+        let file = unblocking(&file, readable).unwrap_or(file);
+        Handle { file: Arc::new(file), stream: true, readable, writable: !readable, folder: false }
+    }
+
     fn for_reading(&self) -> Result<(), Errno> {
         match (self.readable, self.folder) {
             (_, true) => Err(Errno::ISDIR),
@@ -147,16 +165,30 @@ impl Handle {
         }
     }
 
+    /// Does `work` when a stream is ready, again if it was not after all or a signal of the host came in between.
+    fn when_ready<T>(
+        &self,
+        clock: &Clock,
+        flags: PollFlags,
+        mut work: impl FnMut(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        loop {
+            self.wait(clock, flags)?;
+            match work(&self.file) {
+                Err(Errno::AGAIN) if self.stream => clock.pause()?,
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+
     /// Reads at most `len` bytes to `to`, at `offset` if there is one.
     pub fn read(&self, guest: &mut Guest<'_, '_>, clock: &Clock, to: u64, len: u64, offset: Option<u64>) -> Answer {
         self.for_reading()?;
         let mut bytes = vec![0; len.min(MOST) as usize];
         let count = match offset {
             Some(offset) => rustix::io::pread(&self.file, &mut bytes, offset)?,
-            None => {
-                self.wait(clock, PollFlags::IN)?;
-                rustix::io::read(&self.file, &mut bytes)?
-            }
+            None => self.when_ready(clock, PollFlags::IN, |file| rustix::io::read(file, &mut bytes[..]))?,
         };
         guest.write(to, &bytes[..count])?;
         Ok(count as u64)
@@ -175,13 +207,14 @@ impl Handle {
 
     /// Writes in parts that a pipe takes at once, so that no write waits for longer than the call may take.
     fn write_stream(&self, clock: &Clock, bytes: &[u8]) -> Answer {
-        let mut done = 0;
         let regular =
             rustix::fs::fstat(&self.file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        let part = if regular { bytes.len().max(1) } else { PIPE_PART };
-        for part in bytes.chunks(part) {
-            let written = self.wait(clock, PollFlags::OUT).and_then(|()| rustix::io::write(&self.file, part));
-            match written {
+        let most = if regular { bytes.len() } else { PIPE_PART };
+        let mut done = 0;
+        while done < bytes.len() {
+            let part = &bytes[done..bytes.len().min(done + most)];
+            match self.when_ready(clock, PollFlags::OUT, |file| rustix::io::write(file, part)) {
+                Ok(0) => break,
                 Ok(count) => done += count,
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
@@ -305,4 +338,35 @@ pub fn write_stat(guest: &mut Guest<'_, '_>, to: u64, stat: &Stat, owner: u32) -
     }
     guest.write(to, &bytes)?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Handle;
+    use crate::clock::Clock;
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    /// It takes 4096 bytes only while it has room for them, but is ready as long as it has room for one.
+    #[test]
+    fn a_terminal_that_nobody_reads_does_not_hold_a_write_past_the_time_limit() {
+        for text in ["x", "\n"] {
+            let reader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+            grantpt(&reader).expect("granted");
+            unlockpt(&reader).expect("unlocked");
+            let name = ptsname(&reader, Vec::new()).expect("named");
+            let file = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("opened");
+            let (ended, end) = channel();
+            std::thread::spawn(move || {
+                let terminal = Handle::stream(file, false);
+                let clock = Clock::new(Some(Duration::from_millis(100)));
+                let failed = (0..1000).find_map(|_| terminal.write(&clock, text.repeat(3001).as_bytes(), None).err());
+                ended.send(failed)
+            });
+            assert_eq!(end.recv_timeout(Duration::from_secs(20)), Ok(Some(Errno::INTR)), "{text:?}");
+        }
+    }
 }
