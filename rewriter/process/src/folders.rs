@@ -21,7 +21,7 @@ const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 pub struct Folder {
     /// As the host names it. The program names it the same way; a relative path counts from the program's current folder, which is `/`.
     pub path: PathBuf,
-    /// Files in it may be written, made, renamed and removed.
+    /// Files in it may be written, made, renamed and removed. No folder for reading only may lie in it.
     pub writable: bool,
 }
 
@@ -53,10 +53,18 @@ impl Folders {
     /// Opens every folder.
     ///
     /// # Errors
-    /// The first that cannot be opened, with the reason; `ENOSYS` from a kernel without `openat2` (Linux 5.6).
+    /// The first that cannot be opened, with the reason; `ENOSYS` from a kernel without `openat2` (Linux 5.6). A folder that may not be written
+    /// inside one that may: `..`, a link or an open folder leads into it from there, and the kernel is only told where the outer one ends.
     pub fn open(folders: &[Folder]) -> Result<Folders, (PathBuf, io::Error)> {
         let mut grants = Vec::new();
+        let real = |folder: &Folder| folder.path.canonicalize().map_err(|error| (folder.path.clone(), error));
+        let writable: Vec<PathBuf> = folders.iter().filter(|f| f.writable).map(real).collect::<Result<_, _>>()?;
         for folder in folders {
+            let path = real(folder)?;
+            if !folder.writable && writable.iter().any(|outer| path.starts_with(outer)) {
+                let error = io::Error::new(io::ErrorKind::InvalidInput, "it lies in a folder that may be written");
+                return Err((folder.path.clone(), error));
+            }
             let failed = |error: io::Error| (folder.path.clone(), error);
             let open = File::open(&folder.path).map_err(failed)?;
             let is_folder = open.metadata().map_err(failed)?.is_dir();
@@ -178,6 +186,22 @@ mod tests {
         for outside in [&b""[..], b"/", b"/etc/passwd", b"x"] {
             assert_eq!(folders.find(outside).map(|_| ()), Err(Errno::NOENT));
         }
+    }
+
+    #[test]
+    fn a_folder_that_may_not_be_written_is_refused_inside_one_that_may() {
+        let top = tempfile::tempdir().expect("a folder");
+        let (outer, inner) = (top.path().join("out"), top.path().join("out/in"));
+        std::fs::create_dir_all(&inner).expect("made");
+        std::fs::create_dir(outer.join("other")).expect("made");
+        symlink(&inner, top.path().join("link")).expect("linked");
+        // Otherwise `out/other/../in/file` would be opened for writing by what `out` may.
+        for inner in [inner.clone(), top.path().join("link"), outer.join("other/../in"), outer.clone()] {
+            let refused = Folders::open(&[folder(&inner, false), folder(&outer, true)]).expect_err("refused");
+            assert_eq!((refused.0, refused.1.kind()), (inner, std::io::ErrorKind::InvalidInput));
+        }
+        let folders = [folder(&outer, false), folder(&inner, true), folder(top.path().join("link"), true)];
+        assert!(Folders::open(&folders).is_ok());
     }
 
     #[test]
