@@ -2,7 +2,7 @@
 
 use crate::assemble::{Made, rewrite_in};
 use crate::matching::MATCH;
-use cordon_loader::{Error, Fault, FaultAccess, FaultKind, Image, Imports, LoadOptions, Window};
+use cordon_loader::{Error, Fault, FaultAccess, FaultKind, Image, Imports, LoadOptions, Memory, Relation, Sharing, Window};
 
 /// Bytes at the good pointer; it points to their middle.
 const MEMORY: usize = 256;
@@ -170,4 +170,121 @@ fn a_control_word_is_not_loaded_from_a_stray_address() {
     let good = u64::from(setting.window.place(&0x1f80_u32.to_le_bytes()).expect("memory"));
     assert_eq!(setting.call(good, 0).expect("no fault"), 1);
     assert_eq!(setting.call(good + (1 << 32), 0).expect_err("stray").kind, FaultKind::StrayAccess);
+}
+
+/// Accesses of every size that instructions have: code in front, the access at this displacement from rdi, code behind, size.
+const SIZES: [(&str, &str, &str, u64); 20] = [
+    ("", "mov DISP(%rdi),%al", "", 1),
+    ("", "mov %al,DISP(%rdi)", "", 1),
+    ("", "incb DISP(%rdi)", "", 1),
+    ("", "movzwl DISP(%rdi),%eax", "", 2),
+    ("", "movw $1,DISP(%rdi)", "", 2),
+    ("", "fildl DISP(%rdi)", "fstp %st(0)\n", 4),
+    ("", "cmp %eax,DISP(%rdi)", "", 4),
+    ("", "lock xadd %eax,DISP(%rdi)", "", 4),
+    ("", "mov DISP(%rdi),%rax", "", 8),
+    ("", "mov %rax,DISP(%rdi)", "", 8),
+    ("", "add %rax,DISP(%rdi)", "", 8),
+    ("", "fldl DISP(%rdi)", "fstp %st(0)\n", 8),
+    ("", "fldt DISP(%rdi)", "fstp %st(0)\n", 10),
+    ("fld1\n", "fstpt DISP(%rdi)", "", 10),
+    ("", "movdqu DISP(%rdi),%xmm0", "", 16),
+    ("", "movups %xmm0,DISP(%rdi)", "", 16),
+    ("", "vmovdqu DISP(%rdi),%ymm0", "vzeroupper\n", 32),
+    ("", "vmovups %ymm0,DISP(%rdi)", "vzeroupper\n", 32),
+    ("vpcmpeqd %ymm0,%ymm0,%ymm0\n", "vmaskmovps DISP(%rdi),%ymm0,%ymm1", "vzeroupper\n", 32),
+    ("vpcmpeqd %ymm0,%ymm0,%ymm0\n", "vmaskmovps %ymm0,%ymm0,DISP(%rdi)", "vzeroupper\n", 32),
+];
+
+/// What an access next to memory may be called: its base alone is checked.
+const UNCHECKED: [FaultKind; 3] = [FaultKind::NullZone, FaultKind::Unmapped, FaultKind::StrayAccess];
+
+/// A page of memory with nothing around it: its first address and the one past it.
+fn page(setting: &mut Setting) -> (std::sync::Arc<Memory>, u64, u64) {
+    let memory = Memory::new("edge", 4096).expect("makes a memory");
+    let at = u64::from(setting.window.share(&memory, Sharing::ReadWrite).expect("there is room"));
+    (memory, at, at + 4096)
+}
+
+/// Addresses around the limits that checks have: 0, 2 GiB, 4 GiB and the end of the 64 bits.
+fn limits() -> impl Iterator<Item = u64> {
+    [0, 1_u64 << 31, 1 << 32, 1 << 63].into_iter().flat_map(|limit| (-64..=64).map(move |by| limit.wrapping_add_signed(by)))
+}
+
+#[test]
+fn accesses_of_every_size_are_exact_at_both_edges_of_memory() {
+    for (front, access, behind, size) in SIZES {
+        for disp in [0_i64, 64, -64, 0x7fff_0000] {
+            let access = access.replace("DISP", &disp.to_string());
+            let mut setting = Setting::new(&format!("{front}{access}\n {behind}ret\n"));
+            let (memory, start, end) = page(&mut setting);
+            let mut call = |address: u64| setting.call(address.wrapping_add_signed(-disp), 0);
+            for good in [start, start + 1, end - size - 1, end - size] {
+                call(good).unwrap_or_else(|fault| panic!("{access} at {good:#x} of {start:#x} to {end:#x}: {fault}"));
+            }
+            let mut before = vec![0; 4096];
+            memory.read(0, &mut before).expect("reads");
+            let mut fails = |address: u64| {
+                let fault = call(address).expect_err(&access);
+                let what = format!("{access} at {address:#x}: {fault}");
+                assert_eq!((fault.address, fault.bytes), (Some(address), Some(size)), "{what}");
+                fault
+            };
+            for by in 1..=64 {
+                let fault = fails(start - by);
+                assert_eq!(
+                    (fault.kind, fault.report().region.expect("near").relation),
+                    (FaultKind::Unmapped, Relation::Before(by))
+                );
+                let fault = fails(end - size + by);
+                let past = by.saturating_sub(size) + 1;
+                assert_eq!(
+                    (fault.kind, fault.report().region.expect("near").relation),
+                    (FaultKind::Unmapped, Relation::Past(past))
+                );
+            }
+            for address in limits() {
+                let kind = fails(address).kind;
+                let expected = match address {
+                    0..0x1_0000 => FaultKind::NullZone,
+                    0x1_0000..0x8000_0000 => FaultKind::Unmapped,
+                    _ => FaultKind::StrayAccess,
+                };
+                // A small displacement leads from a base that is checked into the null zone, or from one in memory into what is never mapped.
+                let base_tells = disp.abs() == 64 && [expected, kind].iter().all(|k| UNCHECKED.contains(k));
+                assert!(kind == expected || base_tells, "{access} at {address:#x}: {kind:?}");
+            }
+            for address in [start + (1 << 32), start | 1 << 63, end - size + (5 << 40)] {
+                assert_eq!(fails(address).kind, FaultKind::StrayAccess, "{access} at {address:#x}");
+            }
+            let mut after = vec![0; 4096];
+            memory.read(0, &mut after).expect("reads");
+            assert!(before == after, "{access}: a stray access happened");
+        }
+    }
+}
+
+#[test]
+fn gates_work_up_to_both_edges_of_memory() {
+    for body in ["mov %rsi,%rcx\n rep stosb\n", "mov %rsi,%rcx\n mov %rdi,%rsi\n rep movsb\n"] {
+        let mut setting = Setting::new(&format!("mov $5,%eax\n {body} ret\n"));
+        let (memory, start, end) = page(&mut setting);
+        for size in 1..=64_u64 {
+            for good in [start, end - size] {
+                setting.call(good, size).unwrap_or_else(|fault| panic!("{size} bytes at {good:#x}: {fault}"));
+            }
+            let outside = (1..=64).flat_map(|by| [start - by, end - size + by]).chain(limits());
+            for address in outside {
+                let fault = setting.call(address, size).expect_err("outside");
+                assert!(fault.gate.is_some() && fault.access.is_some(), "{size} bytes at {address:#x}: {fault}");
+            }
+            for address in [start + (1 << 32), start | 1 << 63] {
+                memory.write(0, &[9; 64]).expect("writes");
+                assert_eq!(setting.call(address, size).expect_err("stray").kind, FaultKind::GateRange);
+                let mut bytes = [0; 64];
+                memory.read(0, &mut bytes).expect("reads");
+                assert_eq!(bytes, [9; 64], "nothing was written");
+            }
+        }
+    }
 }
