@@ -82,6 +82,19 @@ fn endless_loops_of_every_shape_end_at_the_limit() {
 }
 
 #[test]
+fn loops_end_within_twice_the_limit() {
+    let mut w = window(None);
+    for limit in [MS, 5 * MS, 40 * MS] {
+        w.set_time_limit(Some(limit));
+        for entry in ENDLESS {
+            // A busy machine may take the processor away at any time, but not every time.
+            let kept = (0..100).any(|_| late(&mut w, entry, &[]).1.elapsed <= 2 * limit);
+            assert!(kept, "{entry} always runs on for more than twice {limit:?}");
+        }
+    }
+}
+
+#[test]
 fn the_report_names_the_place() {
     let mut w = window(Some(2 * MS));
     let (fault, _) = late(&mut w, "empty", &[]);
