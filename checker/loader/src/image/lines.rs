@@ -10,6 +10,12 @@ use std::collections::{HashMap, HashSet};
 /// Most source files known by name.
 const FILE_LIMIT: usize = 1 << 16;
 
+/// Most units read: the rewriter writes one. Each may have the parser read all abbreviations and a whole line header again.
+const UNIT_LIMIT: usize = 16;
+
+/// Bytes of names that are looked at in all: files may share names, or begin anywhere in a long one.
+const NAME_BYTES: usize = 32 << 20;
+
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Copies of the image's DWARF sections.
@@ -79,9 +85,16 @@ impl Lines {
     pub fn read(debug: &Debug) -> Lines {
         let load = |id| Ok::<_, gimli::Error>(debug.section(id));
         let Ok(dwarf) = Dwarf::load(load) else { return Lines::default() };
-        let mut reader = Reader { lines: Lines::default(), known: HashMap::new(), left: debug.line.len(), seen: HashSet::new() };
+        let mut reader = Reader {
+            lines: Lines::default(),
+            known: HashMap::new(),
+            left: debug.line.len(),
+            names_left: NAME_BYTES,
+            seen: HashSet::new(),
+        };
         let mut headers = dwarf.units();
-        while let Ok(Some(header)) = headers.next() {
+        for _ in 0..UNIT_LIMIT {
+            let Ok(Some(header)) = headers.next() else { break };
             if let Ok(unit) = dwarf.unit(header) {
                 // What was read before the mistake stays.
                 let _ = reader.unit(&dwarf, &unit);
@@ -105,6 +118,8 @@ struct Reader {
     known: HashMap<String, u32>,
     /// Rows that may still be taken.
     left: usize,
+    /// Bytes of names that may still be looked at.
+    names_left: usize,
     /// Line programs read already: units may name one twice.
     seen: HashSet<usize>,
 }
@@ -151,8 +166,13 @@ impl Reader {
         header: &LineProgramHeader<Slice<'_>>,
         index: u64,
     ) -> u32 {
-        let text = |value: AttributeValue<Slice<'_>>| {
+        let left = &mut self.names_left;
+        let mut text = |value: AttributeValue<Slice<'_>>| {
+            if *left == 0 {
+                return None;
+            }
             let bytes = dwarf.attr_string(unit, value).ok()?;
+            *left = left.saturating_sub(bytes.slice().len());
             Some(String::from_utf8_lossy(bytes.slice()).into_owned())
         };
         let Some(entry) = header.file(index) else { return u32::MAX };
@@ -195,5 +215,56 @@ mod tests {
             let sections = DebugSections { abbrev: &abbrev, info: &info, line: &line, ..DebugSections::default() };
             assert!(Lines::read(&Debug::new(&sections)).at(0).is_none_or(|at| at.line > 0));
         }
+    }
+    /// Lines of a unit that has nothing but a line program, at 0.
+    fn read(units: usize, abbrev: Vec<u8>, line: Vec<u8>, line_strings: &[u8]) -> Lines {
+        // Length, version, compilation unit, address size, abbreviations; the first of them, the line program.
+        let info = [13, 0, 0, 0, 5, 0, 1, 8, 0, 0, 0, 0, 1, 0, 0, 0, 0].repeat(units);
+        let sections = DebugSections { abbrev: &abbrev, info: &info, line: &line, line_strings, ..DebugSections::default() };
+        Lines::read(&Debug::new(&sections))
+    }
+
+    /// 1 is a compilation unit without children that has a line program.
+    const UNIT: [u8; 7] = [1, 0x11, 0, 0x10, 0x17, 0, 0];
+
+    #[test]
+    fn many_units_with_many_abbreviations_cost_no_time() {
+        let mut abbrev = UNIT.to_vec();
+        for code in 2..200_000_u32 {
+            let low = |shift: u32| (code >> shift & 0x7f) as u8;
+            abbrev.extend([low(0) | 0x80, low(7) | 0x80, low(14), 0x11, 0, 0, 0]);
+        }
+        let begin = std::time::Instant::now();
+        assert_eq!(read(5000, abbrev, Vec::new(), &[]).at(0), None);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn many_files_with_long_names_cost_no_time() {
+        const FILES: u16 = 10_000;
+        let number = |n: u16| [(n & 0x7f) as u8 | 0x80, (n >> 7) as u8];
+        // Lengths of instructions, statements, line steps, opcodes with their operands; one folder and the files by place of their names.
+        let mut header = vec![1, 1, 1, 0, 1, 10, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0x1f, 1, 0, 0, 0, 0, 1, 1, 0x1f];
+        header.extend(number(FILES));
+        header.extend((0..FILES).flat_map(|n| u32::from(n).to_le_bytes()));
+        let mut program = vec![0, 9, 2];
+        program.extend(TEXT_VADDR.to_le_bytes());
+        for file in 0..FILES {
+            program.push(4);
+            program.extend(number(file));
+            program.push(1);
+        }
+        // One byte on, so that the last row has a place; the end.
+        program.extend([2, 1, 0, 1, 1]);
+        let mut line = (header.len() as u32 + program.len() as u32 + 8).to_le_bytes().to_vec();
+        line.extend([5, 0, 8, 0]);
+        line.extend((header.len() as u32).to_le_bytes());
+        line.extend(header.iter().chain(&program));
+        let mut names = vec![b'n'; 4 << 20];
+        names.push(0);
+        let begin = std::time::Instant::now();
+        let lines = read(1, UNIT.to_vec(), line, &names);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert_eq!((lines.rows.len(), lines.files.len()), (1, 1));
     }
 }
