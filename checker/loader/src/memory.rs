@@ -75,12 +75,14 @@ impl Memory {
             }
         };
         let size = len.next_multiple_of(PAGE);
-        // SAFETY: our own descriptor. Without the seal somebody could shrink the file, and accesses would raise SIGBUS.
+        // SAFETY: our own descriptor. Without the seals somebody with [`Memory::file`] could shrink the file, and accesses would raise SIGBUS,
+        // or forbid writing, and it could not be shared any more.
         unsafe {
             if libc::ftruncate(file.as_raw_fd(), size.cast_signed()) != 0 {
                 return Err(memory("size a memory file"));
             }
-            if libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) != 0 {
+            if libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL) != 0
+            {
                 return Err(memory("seal a memory file"));
             }
         }

@@ -6,6 +6,7 @@ use cordon_loader::{
 };
 use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
 const SOURCE: &str = "
@@ -247,6 +248,17 @@ fn a_file_that_shrinks_costs_the_handler_a_fault_and_the_host_an_error() {
     assert!(w.read(at + 8000, &mut bytes).is_err() && w.write(at + 8000, &bytes).is_err());
     assert_eq!(w.call("host", &[Arg::Int((at + 8000).into())]).expect("returns"), 0x100);
     assert_eq!(get(&mut w, at), b'x'.into());
+}
+
+#[test]
+fn whoever_gets_the_file_of_a_memory_cannot_seal_it() {
+    let memory = Memory::new("sealed", 4096).expect("makes a memory");
+    // SAFETY: only adds a seal, or does not.
+    let sealed = unsafe { libc::fcntl(memory.file().as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) };
+    assert_eq!(sealed, -1);
+    let mut w = window();
+    let at = w.share(&memory, Sharing::ReadWrite).expect("shares");
+    w.call("put", &[Arg::Int(at.into()), Arg::Int(1)]).expect("writable");
 }
 
 #[test]
