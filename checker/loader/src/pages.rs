@@ -140,7 +140,21 @@ impl Pages {
         let offset = libc::off_t::try_from(offset).map_err(|_| Error::Internal("a file offset is too large"))?;
         // SAFETY: the range lies inside this reservation (checked), which nothing else uses.
         let got = unsafe { libc::mmap(address(start), size(len), access.bits(), flags | libc::MAP_FIXED, fd, offset) };
-        if got == libc::MAP_FAILED { Err(memory("map pages")) } else { Ok(()) }
+        if got != libc::MAP_FAILED {
+            return Ok(());
+        }
+        let error = memory("map pages");
+        self.close_gap(start, len);
+        Err(error)
+    }
+
+    /// Reserves `start..start + len` of the reservation again if nothing is mapped there: before Linux 6.12 a failed mapping over other pages
+    /// leaves the range unmapped, and the host's next mapping could land in a window.
+    fn close_gap(&self, start: u64, len: u64) {
+        if let Ok(Some(gap)) = Pages::reserve_at(start, len, Access::None) {
+            // It belongs to this reservation, which unmaps it.
+            std::mem::forget(gap);
+        }
     }
 
     /// Changes the access of `start..start + len`, which must lie inside.
@@ -303,4 +317,24 @@ fn address(start: u64) -> *mut libc::c_void {
 /// Lengths here are at most a few times 4 GiB and the target is 64-bit.
 const fn size(len: u64) -> usize {
     len as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_that_a_failed_mapping_leaves_is_closed() {
+        let pages = Pages::reserve_random(8 * PAGE, PAGE, 0, Access::None).expect("reserved");
+        let gap = pages.start() + 2 * PAGE;
+        // SAFETY: a part of the reservation, which nothing uses: what an older kernel does.
+        assert_eq!(unsafe { libc::munmap(address(gap), size(3 * PAGE)) }, 0);
+        pages.close_gap(gap, 3 * PAGE);
+        for page in 0..8 {
+            let taken = Pages::reserve_at(pages.start() + page * PAGE, PAGE, Access::None);
+            assert!(matches!(taken, Ok(None)), "page {page}");
+        }
+        assert!(pages.map_shared(gap, PAGE, Access::Read, -1, 0).is_err());
+        pages.map_zero(pages.start(), 8 * PAGE, Access::ReadWrite).expect("all of it is still ours");
+    }
 }
