@@ -4,8 +4,12 @@
 //! A page of code loads all registers but rsp, runs the instruction, stores them and returns. A fault (a quotient that does not fit, an
 //! aligned operand) goes straight to the storing part and proves nothing.
 
+#[path = "common/random.rs"]
+mod random;
+
 use cordon_checker::policy::Host;
 use cordon_checker::{Description, Facts, Features, Flow, Mode, track};
+use random::Random;
 use std::arch::{asm, global_asm};
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
@@ -175,16 +179,7 @@ impl Processor {
     }
 }
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     /// Any value, the ends of the levels more often than others.
     fn value(&mut self) -> u64 {
         let edges = [0, 1, 0x8000, 0xffff, 0x1_0000, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 32, 1 << 63, u64::MAX];

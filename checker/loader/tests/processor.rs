@@ -4,8 +4,15 @@
 //! Each instruction ends where its page ends, the next page cannot be executed, and the trap flag stops after it. General registers hold
 //! a window offset in the low half and garbage in the high half, so an address that is not truncated, or not relative to gs, faults.
 
+#[path = "common/random.rs"]
+mod random;
+#[path = "common/registers.rs"]
+mod registers;
+
 use cordon_checker::policy::Host;
 use cordon_checker::{Description, Features, Flow, describe};
+use random::Random;
+use registers::GENERAL;
 use std::arch::asm;
 use std::cell::UnsafeCell;
 use std::ptr;
@@ -23,25 +30,6 @@ const STACK: u64 = 0x2345_0000_0000 | PLACE as u64;
 const TRAP_FLAG: i64 = 0x100;
 /// What `ud2` in [`switch`] is long.
 const UD2_LEN: i64 = 2;
-
-const NAMES: [libc::c_int; 16] = [
-    libc::REG_RAX,
-    libc::REG_RCX,
-    libc::REG_RDX,
-    libc::REG_RBX,
-    libc::REG_RSP,
-    libc::REG_RBP,
-    libc::REG_RSI,
-    libc::REG_RDI,
-    libc::REG_R8,
-    libc::REG_R9,
-    libc::REG_R10,
-    libc::REG_R11,
-    libc::REG_R12,
-    libc::REG_R13,
-    libc::REG_R14,
-    libc::REG_R15,
-];
 
 /// Registers to start with, then those at the stop.
 #[derive(Clone, Copy, Default)]
@@ -84,7 +72,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     let reg = |r: libc::c_int| r as usize;
     if shared.running {
         let mut machine = Machine { rip: g[reg(libc::REG_RIP)] as u64, ..ZERO };
-        for (value, name) in machine.general.iter_mut().zip(NAMES) {
+        for (value, name) in machine.general.iter_mut().zip(GENERAL) {
             *value = g[reg(name)] as u64;
         }
         shared.stop = Stop { signal, trap: g[reg(libc::REG_TRAPNO)], address: g[reg(libc::REG_CR2)] as u64, machine };
@@ -94,7 +82,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     } else if signal == libc::SIGILL {
         shared.harness = Some(*g);
         shared.running = true;
-        for (value, name) in shared.start.general.iter().zip(NAMES) {
+        for (value, name) in shared.start.general.iter().zip(GENERAL) {
             g[reg(name)] = value.cast_signed();
         }
         g[reg(libc::REG_RIP)] = shared.start.rip.cast_signed();
@@ -153,16 +141,7 @@ fn set_up() {
     }
 }
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     fn pick(&mut self, choices: &[&[u8]]) -> Vec<u8> {
         choices[self.next() as usize % choices.len()].to_vec()
     }

@@ -5,10 +5,17 @@
 //! The text is made of instructions that write registers, checks, accesses, branches, calls and charges, with random forget records; the
 //! checker decides which texts run, from registers with random values.
 
+#[path = "common/random.rs"]
+mod random;
+#[path = "common/registers.rs"]
+mod registers;
+
 use cordon_checker::layout::{Forget, MEMORY_END};
 use cordon_checker::note::NoteSpec;
 use cordon_checker::policy::Host;
 use cordon_checker::{Facts, Features, Flow, Mode, Policy, Protect, check, describe_in, is_start, sample, track};
+use random::Random;
+use registers::GENERAL;
 use std::arch::asm;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
@@ -26,25 +33,6 @@ const TRAP_FLAG: i64 = 0x100;
 const STEPS: usize = 100;
 /// The count to start with.
 const FUEL: u64 = 1 << 40;
-
-const NAMES: [libc::c_int; 16] = [
-    libc::REG_RAX,
-    libc::REG_RCX,
-    libc::REG_RDX,
-    libc::REG_RBX,
-    libc::REG_RSP,
-    libc::REG_RBP,
-    libc::REG_RSI,
-    libc::REG_RDI,
-    libc::REG_R8,
-    libc::REG_R9,
-    libc::REG_R10,
-    libc::REG_R11,
-    libc::REG_R12,
-    libc::REG_R13,
-    libc::REG_R14,
-    libc::REG_R15,
-];
 
 /// Registers before an instruction.
 #[derive(Clone, Copy, Default)]
@@ -83,7 +71,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
         }
         shared.harness = Some(*g);
         (shared.running, shared.taken) = (true, 0);
-        for (value, name) in shared.start.general.iter().zip(NAMES) {
+        for (value, name) in shared.start.general.iter().zip(GENERAL) {
             g[name as usize] = value.cast_signed();
         }
         g[rip] = shared.start.rip.cast_signed();
@@ -92,7 +80,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     let going_on = shared.taken == 0 || signal == libc::SIGTRAP && shared.taken < STEPS;
     if going_on {
         let mut step = Step { rip: g[rip] as u64, ..NOWHERE };
-        for (value, name) in step.general.iter_mut().zip(NAMES) {
+        for (value, name) in step.general.iter_mut().zip(GENERAL) {
             *value = g[name as usize] as u64;
         }
         shared.steps[shared.taken] = step;
@@ -152,16 +140,7 @@ fn set_up(spec: &NoteSpec) {
     }
 }
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }

@@ -11,6 +11,8 @@ mod hostile;
 mod leaks;
 mod memory;
 mod places;
+#[path = "../common/random.rs"]
+mod random;
 mod report;
 mod soup;
 mod time;

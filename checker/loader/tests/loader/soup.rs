@@ -4,6 +4,7 @@
 use crate::builder::{Builder, Built, HEAP, HEAP_END, elf, options};
 use crate::gates::control_words;
 use crate::in_child;
+use crate::random::Random;
 use cordon_checker::policy::Host;
 use cordon_checker::{Flow, MemoryOperand, Mode, describe_in};
 use cordon_loader::{Arg, BUILT_IN_GATES, Error, FaultKind, Image, Imports, Window};
@@ -13,16 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes of the meter in front of metered text.
 const METER: u32 = 13;
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
     fn one_in(&mut self, n: u64) -> bool {
         self.next().is_multiple_of(n)
     }
