@@ -11,7 +11,9 @@ mod subject;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 use std::path::PathBuf;
+use subject::{Program, Workshop};
 
 /// Measures sandboxed handlers against native ones.
 #[derive(Debug, Parser)]
@@ -24,13 +26,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Time and text size of every fixture and of zlib, in a window and in the fast window, against native
-    Overhead(Overhead),
+    Overhead(Measurement),
     /// What each mode costs in a window: flavours, metering, time limits, against native
-    Modes(Overhead),
+    Modes(Measurement),
 }
 
 #[derive(Debug, clap::Args)]
-struct Overhead {
+struct Measurement {
     /// Measure only this fixture, or `zlib-deflate`, `zlib-inflate` (repeatable)
     #[arg(long, value_name = "NAME")]
     program: Vec<String>,
@@ -52,52 +54,54 @@ fn main() -> Result<()> {
     }
 }
 
-fn modes(args: &Overhead) -> Result<()> {
-    let workshop = subject::Workshop::new()?;
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for program in subject::programs(&workshop, &args.program)? {
-        eprintln!("measuring {}", program.name);
-        match modes::row(&workshop, &program, args.rounds) {
-            Ok(row) => rows.push(row),
-            Err(error) => failures.push(format!("{}: {error:#}", program.name)),
-        }
-    }
+fn modes(args: &Measurement) -> Result<()> {
+    let workshop = Workshop::new()?;
+    let measured = Measured::of(args, &workshop, modes::row)?;
     let heading = format!("{}, {}, {} interleaved rounds", subject::cpu(), workshop.compiler()?, args.rounds);
-    let table = modes::markdown(&heading, &rows);
-    println!("{table}");
-    ensure!(failures.is_empty(), "not measured:\n{}", failures.join("\n"));
-    if let Some(path) = &args.update {
-        report::update(path, "modes", &table)?;
-    }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&modes::json(&heading, &rows))?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    measured.deliver(args, "modes", &modes::markdown(&heading, &measured.rows), &modes::json(&heading, &measured.rows))
 }
 
-fn overhead(args: &Overhead) -> Result<()> {
-    let workshop = subject::Workshop::new()?;
-    let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for program in subject::programs(&workshop, &args.program)? {
-        eprintln!("measuring {}", program.name);
-        match measure::row(&workshop, &program, args.rounds) {
-            Ok(row) => rows.push(row),
-            Err(error) => failures.push(format!("{}: {error:#}", program.name)),
-        }
-    }
+fn overhead(args: &Measurement) -> Result<()> {
+    let workshop = Workshop::new()?;
+    let measured = Measured::of(args, &workshop, measure::row)?;
     let entry = measure::row(&workshop, &subject::empty_call()?, args.rounds)?;
     let setting = report::Setting { cpu: subject::cpu(), compiler: workshop.compiler()?, rounds: args.rounds, entry };
-    let table = report::markdown(&setting, &rows);
-    println!("{table}");
-    // A table that lacks a program is not for the README.
-    ensure!(failures.is_empty(), "not measured:\n{}", failures.join("\n"));
-    if let Some(path) = &args.update {
-        report::update(path, "overhead", &table)?;
+    measured.deliver(args, "overhead", &report::markdown(&setting, &measured.rows), &report::json(&setting, &measured.rows))
+}
+
+/// What came of the programs that were asked for.
+struct Measured<R> {
+    rows: Vec<R>,
+    /// Programs that could not be measured, with the reasons.
+    failures: Vec<String>,
+}
+
+impl<R> Measured<R> {
+    /// Measures every program by `row`; one that cannot be measured does not keep others from it.
+    fn of(args: &Measurement, workshop: &Workshop, row: impl Fn(&Workshop, &Program, u32) -> Result<R>) -> Result<Measured<R>> {
+        let mut measured = Measured { rows: Vec::new(), failures: Vec::new() };
+        for program in subject::programs(workshop, &args.program)? {
+            eprintln!("measuring {}", program.name);
+            match row(workshop, &program, args.rounds) {
+                Ok(row) => measured.rows.push(row),
+                Err(error) => measured.failures.push(format!("{}: {error:#}", program.name)),
+            }
+        }
+        Ok(measured)
     }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report::json(&setting, &rows))?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+
+    /// Prints `table`; if no program is missing, writes it into `section` of the document, and `json` to its file.
+    fn deliver(&self, args: &Measurement, section: &str, table: &str, json: &Value) -> Result<()> {
+        println!("{table}");
+        // A table that lacks a program is not for the README.
+        ensure!(self.failures.is_empty(), "not measured:\n{}", self.failures.join("\n"));
+        if let Some(path) = &args.update {
+            report::update(path, section, table)?;
+        }
+        if let Some(path) = &args.json {
+            let text = serde_json::to_string_pretty(json)?;
+            std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What the modes cost: one program in a window in every mode, in interleaved rounds, against native.
 
-use crate::report::{percent, ratio, time};
+use crate::report::{LONG_CALL, percent, ratio, time};
 use crate::stats::{geomean, median};
 use crate::subject::{Build, Program, Variants, Workshop};
 use anyhow::{Context, Result};
@@ -45,9 +45,6 @@ const SHORT: Duration = Duration::from_millis(5);
 
 /// Passes over a script in one run; the first warms caches and is not counted.
 const PASSES: u32 = 3;
-
-/// Programs whose calls take longer natively, nanoseconds, are averaged once more by themselves.
-const LONG_CALL: f64 = 1000.0;
 
 /// Medians over rounds of one code layout, nanoseconds per pass.
 struct Layout {

@@ -66,7 +66,7 @@ impl Row {
 }
 
 /// Programs whose calls take longer natively, nanoseconds, are averaged once more by themselves: there entering hardly counts.
-const LONG_CALL: f64 = 1000.0;
+pub const LONG_CALL: f64 = 1000.0;
 
 /// Where and how the numbers were made.
 #[derive(Clone, Debug)]
