@@ -248,7 +248,7 @@ impl Ways {
                     found.push((i + 1, behind(&self.empty, i)));
                     start = None;
                 }
-                Item::Piece(Piece::Align | Piece::AlignFree) => {}
+                Item::Piece(Piece::Align | Piece::AlignFree) if !forward.contains(&i) => {}
                 _ if self.empty[i] => {}
                 _ => {
                     if let Some(first) = start.filter(|_| !forward.contains(&i)) {

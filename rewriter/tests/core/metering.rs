@@ -65,6 +65,15 @@ fn flags_that_live_at_a_loop_head_are_kept() {
     assert!(!made(without).text().contains(&LAHF));
 }
 
+/// Found by csmith (seed 77, gcc -O2 -march=x86-64-v3): the copies of an over-aligned function each jump to the padding in front of the loop, so that its
+/// no-ops must be paid for and few.
+#[test]
+fn a_loop_behind_an_over_alignment_is_reached_through_its_padding() {
+    let over_aligned =
+        made("push %rbp\n mov %rsp,%rbp\n and $-32,%rsp\n .p2align 5\n1: add %rdi,%rax\n dec %rdi\n jne 1b\n leave\n ret\n");
+    assert_eq!(charges(over_aligned.text()).len(), 5, "the entry, and a loop for each alignment of rsp");
+}
+
 #[test]
 fn r14_becomes_a_register_that_the_function_does_not_name() {
     let made = made("push %r14\n mov %rdi,%r14\n mov %r14,%rax\n pop %r14\n ret\n");
