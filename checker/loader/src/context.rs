@@ -30,6 +30,8 @@ pub mod flag {
     pub const FLOAT_IMPORTS: u32 = 128;
     /// The text counts its instructions in r14.
     pub const METERED: u32 = 256;
+    /// The host function that returns is longjmp: the gate goes where [`super::Frame`] says, with the registers of its record.
+    pub const RESUME: u32 = 512;
 }
 
 /// Stop codes that the assembly leaves in [`Context::stop`].
@@ -83,6 +85,10 @@ pub struct Frame {
     pub previous: u64,
     /// r14 at the entry, in a host import, and at the end: the fuel left, where the text is metered.
     pub fuel: u64,
+    /// The record that a running longjmp read: rbx, rbp, r12, r13, r14 (metered: rdx), r15, low half of rsp | eax << 32, text offset.
+    pub record: [u64; 8],
+    /// Return addresses between rsp at its gate and where it goes.
+    pub popped: u64,
 }
 
 /// What the signal handler saw, words only: it allocates nothing.

@@ -50,6 +50,8 @@ global_asm!(
     RESULT = const frame!(result),
     FLOAT_RESULT = const frame!(float_result),
     FUEL = const frame!(fuel),
+    RECORD = const frame!(record),
+    POPPED = const frame!(popped),
     AVX = const flag::AVX,
     X87 = const flag::X87,
     NT = const flag::NT,
@@ -58,6 +60,7 @@ global_asm!(
     CONTROL = const flag::CONTROL,
     FLOAT_ARGS = const flag::FLOAT_ARGS,
     FLOAT_IMPORTS = const flag::FLOAT_IMPORTS,
+    RESUME = const flag::RESUME,
     STOP_STACK = const stop::STACK,
     dispatch = sym host_import,
     options(att_syntax)

@@ -5,6 +5,7 @@ use crate::fuel::{self, FuelUse};
 use crate::gates::{self, Shape};
 use crate::image::Image;
 use crate::image::places::Origin;
+use crate::jumps::BadJump;
 use crate::report::Report;
 use crate::report::backtrace::{Start, Trace};
 use crate::time::Overrun;
@@ -81,6 +82,8 @@ pub enum FaultKind {
     TimeLimit,
     /// The call would have executed more instructions than its fuel lasts for; [`Fault::fuel`] has the details.
     Fuel,
+    /// `longjmp` to a place that is not, or no longer, waiting for it; [`Fault::jump`] has the reason.
+    BadJump,
 }
 
 impl FaultKind {
@@ -106,6 +109,7 @@ impl FaultKind {
             FaultKind::Outside => "fault outside the window",
             FaultKind::TimeLimit => "time limit exceeded",
             FaultKind::Fuel => "out of fuel",
+            FaultKind::BadJump => "longjmp to a place that does not wait for it",
         }
     }
 
@@ -131,6 +135,7 @@ impl FaultKind {
             FaultKind::Outside => "outside",
             FaultKind::TimeLimit => "time-limit",
             FaultKind::Fuel => "fuel",
+            FaultKind::BadJump => "bad-jump",
         }
     }
 }
@@ -194,6 +199,8 @@ pub struct Fault {
     pub overrun: Option<Overrun>,
     /// The fuel of the call, where the image is metered.
     pub fuel: Option<FuelUse>,
+    /// Why a `longjmp` could not go where its record says.
+    pub jump: Option<BadJump>,
     pub(crate) trace: Trace,
 }
 
@@ -207,6 +214,9 @@ impl fmt::Display for Fault {
             let elapsed = Duration::from_micros(overrun.elapsed.as_micros() as u64);
             let whose = if overrun.outer { " of an outer call" } else { "" };
             write!(f, " ({:?}{whose}, ended after {elapsed:?})", overrun.limit)?;
+        }
+        if let Some(jump) = self.jump {
+            write!(f, " ({jump})")?;
         }
         if let (FaultKind::Fuel, Some(fuel)) = (self.kind, self.fuel) {
             write!(f, " ({} instructions)", fuel.limit)?;
@@ -304,6 +314,7 @@ impl Fault {
             registers: None,
             overrun: None,
             fuel: None,
+            jump: None,
             trace,
         }
     }
@@ -330,8 +341,21 @@ impl Fault {
     /// The end of a call in its running host function, or when that returned.
     fn in_host_function(window: &Inner, cx: &Context, kind: FaultKind) -> Fault {
         let mut trace = Trace::of(window, cx, cx.frame.gate_rsp, Start::Called { words: 0 });
-        trace.import = Some(cx.frame.import);
-        Fault { fuel: fuel_of(window, cx), ..Fault::at(kind, trace) }
+        // The one gate that goes on in Rust is longjmp.
+        let gate = window.image.imports().get(cx.frame.import as usize).and_then(|import| gates::built_in(&import.name));
+        trace.import = Some(cx.frame.import).filter(|_| gate.is_none());
+        Fault { fuel: fuel_of(window, cx), gate, ..Fault::at(kind, trace) }
+    }
+
+    /// The end of a call whose longjmp has nowhere to go.
+    pub(crate) fn lost(window: &Inner, cx: &Context, why: BadJump) -> Fault {
+        let record = cx.frame.args[0];
+        Fault {
+            jump: Some(why),
+            address: Some(record),
+            window_offset: Some(record as u32),
+            ..Fault::in_host_function(window, cx, FaultKind::BadJump)
+        }
     }
 
     /// The end of a call that met a time limit in its running host function.
@@ -460,6 +484,7 @@ fn refused_range(shape: Shape, cx: &Context) -> Option<GateRange> {
             [range(rdi, len, write), range(rsi, len, read).filter(|_| reads)]
         }
         Shape::Search { both } => [range(rdi, None, read), range(rsi, None, read).filter(|_| both)],
+        Shape::Record { writes } => [range(rdi, Some(gates::RECORD_BYTES), if writes { write } else { read }), None],
         Shape::Word | Shape::Registers => [None, None],
     };
     ranges.into_iter().flatten().find(|range| range.is_refused(cx))

@@ -1,4 +1,6 @@
 //! Built-in gates: the imports that the loader itself provides.
+//!
+//! `cordon.longjmp` is the one that does not return to its caller; `jumps.rs` says why it may go where it goes.
 
 use crate::context::{Context, Frame, HOME, stop};
 use std::arch::global_asm;
@@ -20,6 +22,9 @@ global_asm!(
     GATE_RSP = const field(offset_of!(Context, frame) + offset_of!(Frame, gate_rsp)),
     STOP = const field(offset_of!(Context, frame) + offset_of!(Frame, stop)),
     FUEL = const field(offset_of!(Context, frame) + offset_of!(Frame, fuel)),
+    RECORD = const field(offset_of!(Context, frame) + offset_of!(Frame, record)),
+    TEXT_START = const field(offset_of!(Context, text_start)),
+    TEXT_END = const field(offset_of!(Context, text_end)),
     STOP_GATE_RANGE = const stop::GATE_RANGE,
     STOP_FUEL = const stop::FUEL,
     options(att_syntax)
@@ -38,6 +43,8 @@ pub enum Shape {
     Elements { size: u64, reads: bool },
     /// Reads at most rcx elements from rdi, and from rsi if `both`.
     Search { both: bool },
+    /// Writes, or reads, the record of setjmp at rdi.
+    Record { writes: bool },
     /// Reads a control word at eax.
     Word,
     /// Touches no memory.
@@ -48,7 +55,7 @@ impl Shape {
     /// Words that the gate has pushed whenever it touches memory; its return address lies above.
     pub const fn pushed(self, metered: bool) -> u64 {
         match self {
-            Shape::Bytes { .. } | Shape::Compare | Shape::Length | Shape::Registers => 0,
+            Shape::Bytes { .. } | Shape::Compare | Shape::Length | Shape::Record { .. } | Shape::Registers => 0,
             Shape::Search { .. } if metered => 6,
             Shape::Elements { .. } | Shape::Search { .. } => 5,
             Shape::Word => 2,
@@ -129,8 +136,16 @@ gates! {
     "cordon.fldcw" => cordon_loader_fldcw, cordon_loader_fldcw, Shape::Word;
     "cordon.ldmxcsr" => cordon_loader_ldmxcsr, cordon_loader_ldmxcsr, Shape::Word;
     "cordon.cpuid" => cordon_loader_cpuid, cordon_loader_cpuid, Shape::Registers;
+    "cordon.setjmp" => cordon_loader_setjmp, cordon_loader_setjmp_metered, Shape::Record { writes: true };
+    "cordon.longjmp" => cordon_loader_longjmp, cordon_loader_longjmp, Shape::Record { writes: false };
     "cordon.xgetbv" => cordon_loader_xgetbv, cordon_loader_xgetbv, Shape::Registers;
 }
+
+/// The gates of setjmp and longjmp; the second goes on as a host function, so its stub gives it the import index.
+pub const SETJMP: &str = "cordon.setjmp";
+pub const LONGJMP: &str = "cordon.longjmp";
+/// Bytes of the record that setjmp writes.
+pub const RECORD_BYTES: u64 = 64;
 
 /// `name` as one of [`NAMES`].
 pub fn built_in(name: &str) -> Option<&'static str> {

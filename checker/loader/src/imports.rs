@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::fault::Fault;
 use crate::fuel;
 use crate::image::Image;
+use crate::jumps::{self, Landing};
 use crate::thread;
 use crate::time::Overrun;
 use crate::window::Inner;
@@ -111,6 +112,8 @@ pub struct CallContext<'a> {
     cx: *mut Context,
     stopped: Option<String>,
     starved: bool,
+    /// Where longjmp goes on.
+    landing: Option<Landing>,
 }
 
 impl CallContext<'_> {
@@ -242,6 +245,24 @@ impl CallContext<'_> {
         units <= left
     }
 
+    /// Serves `cordon.longjmp`: sets where to go on, or the fault that ends the call; gives the result.
+    fn jump(&mut self) -> u64 {
+        if !self.charge(jumps::FUEL) {
+            return 0;
+        }
+        // SAFETY: this context exists only while the host function runs; the invocation outlives it.
+        let cx = unsafe { &*self.cx };
+        match Landing::find(self.window, cx) {
+            Ok(landing) => self.landing = Some(landing),
+            Err(why) => {
+                // SAFETY: as above; nothing else refers to the outcome now.
+                let outcome = unsafe { &mut (*(cx.invocation as *mut Invocation)).outcome };
+                outcome.get_or_insert_with(|| Error::Fault(Box::new(Fault::lost(self.window, cx, why))));
+            }
+        }
+        jumps::result(cx)
+    }
+
     /// Ends the call with [`Error::Import`] and this message when the host function returns.
     pub fn stop(&mut self, message: impl fmt::Display) {
         self.stopped = Some(message.to_string());
@@ -264,18 +285,19 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
     // SAFETY: as above; the window outlives the invocation.
     let (window, import) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame.import as usize) };
     let function = window.functions.get(import).and_then(Option::as_ref);
-    let mut context = CallContext { window, cx, stopped: None, starved: false };
+    let mut context = CallContext { window, cx, stopped: None, starved: false, landing: None };
     let outcome = catch_unwind(AssertUnwindSafe(|| match function {
         // SAFETY: the gate stored the arguments; they are copied before anything else runs.
         Some(HostFunction::Int(function)) => (function(&mut context, unsafe { (*cx).frame.args }), 0.0),
         // SAFETY: as above.
         Some(HostFunction::Float(function)) => (0, function(&mut context, unsafe { (*cx).frame.float_args })),
+        None if window.image.imports().get(import).is_some_and(|i| i.built_in) => (context.jump(), 0.0),
         None => {
             context.stop("the host does not offer it");
             (0, 0.0)
         }
     }));
-    let (stopped, starved) = (context.stopped, context.starved);
+    let (stopped, starved, landing) = (context.stopped, context.starved, context.landing);
     // SAFETY: the invocation is running; nothing else refers to its context now.
     let cx = unsafe { &mut *cx };
     if window.flags & crate::context::flag::FSGSBASE == 0 {
@@ -303,6 +325,10 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
         invocation.outcome = Some(Error::Fault(Box::new(Fault::starved(window, cx))));
     }
     if invocation.outcome.is_none() {
+        if let Some(landing) = landing {
+            // SAFETY: found for the state in which the context still is.
+            unsafe { landing.go(cx) };
+        }
         return 0;
     }
     cx.frame.stop = stop::IMPORT;

@@ -64,6 +64,8 @@
 //!   nearly full.
 //! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]).
 //! * Sampling profilers that follow rbp see a handler's values there.
+//! * Handlers may import `cordon.setjmp` and `cordon.longjmp`, which the loader serves itself. A jump that C does not define, to a function
+//!   that has returned or across a host function that called back, ends the call with [`FaultKind::BadJump`].
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.
 
@@ -77,6 +79,7 @@ mod fuel;
 mod gates;
 mod image;
 mod imports;
+mod jumps;
 mod memory;
 mod pages;
 mod report;
@@ -97,7 +100,9 @@ pub use image::lines::SourceLine;
 pub use image::places::Origin;
 pub use image::{Entry, Image, ImportName, LoadOptions};
 pub use imports::{CallContext, Imports};
+pub use jumps::BadJump;
 pub use memory::{Memory, Sharing};
+pub use report::instruction::instruction_formatter;
 pub use report::region::{Area, Nearest, Relation};
 pub use report::{CodePlace, Frame, Report, TimeUse};
 pub use signal::SIGNALS;

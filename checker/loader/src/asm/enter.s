@@ -38,6 +38,17 @@
 871:
 .endm
 
+# Pops rdx words off the shadow stack, at most 255 at a time (design-review C3). Changes rax, rdx and flags.
+.macro POP_SHADOW
+861:
+    mov $255, %eax
+    cmp %rax, %rdx
+    cmovb %rdx, %rax
+    incsspq %rax
+    sub %rax, %rdx
+    jnz 861b
+.endm
+
 # cordon_loader_enter(rdi = high half of the context's address, rsi = native rsp; the word there is the address to call)
 .balign 64
 .globl cordon_loader_enter
@@ -205,20 +216,29 @@ cordon_loader_abort:
     rdsspq %rax
     test %rax, %rax
     jz cordon_loader_leave
-    # Pop the shadow stack to where entry was, at most 255 words at a time (design-review C3).
+    # To where entry was.
     mov {SHADOW}(%rcx), %rdx
     sub %rax, %rdx
     shr $3, %rdx
-1:
-    mov $255, %eax
-    cmp %rax, %rdx
-    cmovb %rdx, %rax
-    incsspq %rax
-    sub %rax, %rdx
-    jnz 1b
+    POP_SHADOW
     jmp cordon_loader_leave
     .cfi_endproc
 .size cordon_loader_abort, . - cordon_loader_abort
+
+# The way back from a host function: result, count and stack pointer, and besides rdx no other value of the host in any register or flag.
+.macro HANDLER_REGISTERS
+    mov {RESULT}(%rcx), %rax
+    mov {FUEL}(%rcx), %r14
+    mov {GATE_RSP}(%rcx), %rsp
+    xor %ecx, %ecx
+    xor %esi, %esi
+    xor %edi, %edi
+    xor %r8d, %r8d
+    xor %r9d, %r9d
+    xor %r10d, %r10d
+    xor %r11d, %r11d
+    cmp %ecx, %ecx
+.endm
 
 # Gate to host functions, reached by the import's stub with eax = import index and SysV arguments, on the native stack.
 .balign 16
@@ -276,21 +296,11 @@ cordon_loader_host_gate:
     jne 48f
 41:
     CLEAR_VECTORS %edx
-    test ${CONTROL}+{X87}+{FLOAT_IMPORTS}, %edx
+    test ${CONTROL}+{X87}+{FLOAT_IMPORTS}+{RESUME}, %edx
     jnz 49f
 42:
-    mov {RESULT}(%rcx), %rax
-    mov {FUEL}(%rcx), %r14
-    mov {GATE_RSP}(%rcx), %rsp
-    xor %ecx, %ecx
     xor %edx, %edx
-    xor %esi, %esi
-    xor %edi, %edi
-    xor %r8d, %r8d
-    xor %r9d, %r9d
-    xor %r10d, %r10d
-    xor %r11d, %r11d
-    cmp %ecx, %ecx
+    HANDLER_REGISTERS
     ret
 
 34:
@@ -330,17 +340,36 @@ cordon_loader_host_gate:
     movsd {FLOAT_RESULT}(%rcx), %xmm0
 43:
     test ${CONTROL}+{X87}, %edx
-    jz 42b
+    jz 45f
     ldmxcsr {GATE_MXCSR}(%rcx)
     test ${X87}, %edx
-    jz 42b
+    jz 45f
     cmpw $0x037f, {HOST_FCW}(%rcx)
     je 44f
     fninit
 44:
     CLEAR_X87
     fldcw {GATE_FCW}(%rcx)
-    jmp 42b
+45:
+    test ${RESUME}, %edx
+    jz 42b
+    # longjmp: GATE_RSP is where setjmp returned to, and the word below it the address to go on at.
+    andl $~{RESUME}, {FLAGS}(%rcx)
+    xor %eax, %eax
+    rdsspq %rax
+    test %rax, %rax
+    jz 46f
+    mov {POPPED}(%rcx), %rdx
+    POP_SHADOW
+46:
+    mov {RECORD}(%rcx), %rbx
+    mov {RECORD}+8(%rcx), %rbp
+    mov {RECORD}+16(%rcx), %r12
+    mov {RECORD}+24(%rcx), %r13
+    mov {RECORD}+32(%rcx), %rdx
+    mov {RECORD}+40(%rcx), %r15
+    HANDLER_REGISTERS
+    jmp *-8(%rsp)
     .cfi_endproc
 .size cordon_loader_host_gate, . - cordon_loader_host_gate
 

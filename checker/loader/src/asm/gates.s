@@ -6,7 +6,7 @@
 # 64 bits. Nothing is checked or touched when the length is 0.
 #
 # Metered images get gates of their own (NAME_metered), which take fuel from r14 before they work: one unit for 16 bytes of memcpy, memmove,
-# memset, memcmp and strlen, one for four elements of a string instruction, what is left over being free. A length that is not known
+# memset, memcmp, strlen and setjmp, one for four elements of a string instruction, what is left over being free. A length that is not known
 # before (strlen, comparing, scanning) is paid for as it is found out, and the gate never works for more than there is.
 
 .text
@@ -705,6 +705,71 @@ GATE xgetbv
     pop %rax
     mov $0, %edx
     ret
+
+# The record of setjmp lies at rdi: r8 = its offset. Changes r9.
+.macro CHECK_RECORD name
+    mov %rdi, %r8
+    shr $32, %r8
+    jnz refuse_\name
+    mov %edi, %r8d
+    lea 63(%r8), %r9
+    shr $32, %r9
+    jnz refuse_\name
+.endm
+
+# setjmp writes eight words at rdi: rbx, rbp, r12, r13, r14 (where that is the count: rdx), r15, the low half of rsp after the return with
+# eax above it, and the text offset of the return address. rax = eax << 32, rdx is kept.
+.macro SETJMP name, metered
+    GATE \name
+    .if \metered
+    sub $4, %r14
+    jb starve_\name
+    .endif
+    CHECK_RECORD \name
+    FIND_CONTEXT %r11
+    cmp {TABLE_END}(%r11), %r8
+    jb refuse_\name
+    shl $32, %rax
+    lea 8(%rsp), %r10d
+    or %rax, %r10
+    # Where an entry itself was made a jump here, the return address is the host's: none is told.
+    mov (%rsp), %r9
+    cmp {TEXT_END}(%r11), %r9
+    jae 1f
+    sub {TEXT_START}(%r11), %r9
+    jae 2f
+1:
+    mov $-1, %r9
+2:
+    mov %rbx, %gs:(%r8d)
+    mov %rbp, %gs:8(%r8d)
+    mov %r12, %gs:16(%r8d)
+    mov %r13, %gs:24(%r8d)
+    .if \metered
+    mov %rdx, %gs:32(%r8d)
+    .else
+    mov %r14, %gs:32(%r8d)
+    .endif
+    mov %r15, %gs:40(%r8d)
+    mov %r10, %gs:48(%r8d)
+    mov %r9, %gs:56(%r8d)
+    xor %r11d, %r11d
+    ret
+    STOPS \name, 0
+.endm
+SETJMP setjmp, 0
+SETJMP setjmp_metered, 1
+
+# longjmp copies the record at rdi, once, and goes on as a host function with the import index in eax (jumps.rs).
+GATE longjmp
+    CHECK_RECORD longjmp
+    FIND_CONTEXT %r11
+    .irp word, 0,8,16,24,32,40,48,56
+    mov %gs:\word(%r8d), %r9
+    mov %r9, {RECORD}+\word(%r11)
+    .endr
+    jmp cordon_loader_host_gate
+    STOPS longjmp, 0
 
 .globl cordon_loader_gates_end
 .hidden cordon_loader_gates_end

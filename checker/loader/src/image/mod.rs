@@ -1,9 +1,10 @@
 //! A checked image: text mapped read+execute at a random address, shared read-only data, and what windows are made from.
 
-mod depths;
 pub mod elf;
+mod jumps;
 pub mod lines;
 pub mod places;
+pub mod states;
 
 use crate::context::flag;
 use crate::cpu::{self, Leaf};
@@ -16,10 +17,11 @@ use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, 
 use cordon_checker::note::{Note, NoteError};
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Layout, LayoutError, Mode, Policy, Summary, check, scratch_len};
-use depths::Depths;
 use elf::{Parts, Segment};
+use jumps::{IMPORT_CALL, Jumps};
 use lines::{Debug, Lines};
 use places::{Origin, Places};
+use states::States;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -29,8 +31,6 @@ use std::time::Duration;
 const STUB: u64 = 32;
 /// Where a stub keeps the address of its gate.
 const STUB_POINTER: usize = 24;
-/// `call *%gs:disp32` without its displacement: how text calls an import.
-const IMPORT_CALL: [u8; 4] = [0x65, 0xff, 0x14, 0x25];
 /// `ud2`: the trap stub, and the filling behind text and stubs.
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -143,7 +143,7 @@ pub struct Image {
     note: Box<[u8]>,
     debug: Debug,
     lines: OnceLock<Lines>,
-    depths: OnceLock<Depths>,
+    jumps: Jumps,
     /// Reservations of dropped windows whose tables are sealed, for the next windows.
     spare: Mutex<Vec<Spare>>,
 }
@@ -182,7 +182,7 @@ impl Image {
         }
         let (regions, stack) = regions(&layout, options)?;
         let imports = imports(&note, &layout)?;
-        let (code, summary) = map_text(&parts, options, &layout, &imports)?;
+        let (code, summary, jumps) = map_text(&parts, options, &layout, &imports)?;
         let (rodata, data) = contents(&parts.segments, &regions)?;
         let features = Features(options.policy.features.0 & cpu::this_cpu().features.0);
         Ok(Arc::new(Image {
@@ -211,7 +211,7 @@ impl Image {
             name,
             debug: Debug::new(&parts.debug),
             lines: OnceLock::new(),
-            depths: OnceLock::new(),
+            jumps,
             note: descriptor.into(),
             spare: Mutex::new(Vec::new()),
         }))
@@ -288,12 +288,17 @@ impl Image {
         self.lines.get_or_init(|| Lines::read(&self.debug))
     }
 
-    /// Stack depths of the text, found out when they are first asked for.
-    pub(crate) fn depths(&self) -> &Depths {
-        self.depths.get_or_init(|| match Note::parse(&self.note) {
-            Ok(note) => Depths::of(self.text(), &self.options.policy, &note.layout),
-            Err(_) => Depths::default(),
+    /// Stack states of the text: known from the check if the image can call `cordon.longjmp`, else found out when they are first asked for.
+    pub(crate) fn states(&self) -> &States {
+        self.jumps.states.get_or_init(|| match Note::parse(&self.note) {
+            Ok(note) => States::of(self.text(), &self.options.policy, &note.layout),
+            Err(_) => States::default(),
         })
+    }
+
+    /// Whether the instruction at text offset `offset` follows a call of `cordon.setjmp`, and the image can call `cordon.longjmp`.
+    pub(crate) fn is_landing(&self, offset: u32) -> bool {
+        self.jumps.landings.binary_search(&offset).is_ok()
     }
 
     /// Name of the entry at text offset `offset`; the first of several.
@@ -512,7 +517,7 @@ fn map_text(
     options: &LoadOptions,
     layout: &Layout<'_>,
     imports: &[ImportName],
-) -> Result<(Pages, Summary), Error> {
+) -> Result<(Pages, Summary, Jumps), Error> {
     let text_len = parts.text.len() as u64;
     let text_pages = text_len.next_multiple_of(PAGE);
     let stubs = stubs(imports, layout.mode.metered);
@@ -528,6 +533,7 @@ fn map_text(
     let text = unsafe { std::slice::from_raw_parts(pages.start() as *const u8, parts.text.len()) };
     let mut scratch = vec![0_u64; scratch_len(text.len())];
     let summary = check(text, &options.policy, layout, &mut scratch).map_err(Error::Rejected)?;
+    let jumps = Jumps::of(text, &scratch, layout, imports);
     let lacking = Features(summary.features.0 & !cpu::this_cpu().features.0);
     if lacking != Features::NONE {
         let name = Features::NAMES.iter().find(|(feature, _)| lacking.contains(*feature)).map_or("a feature", |(_, name)| name);
@@ -538,7 +544,7 @@ fn map_text(
         // Older kernels have no mseal; the protection holds all the same.
         pages.seal(pages.start(), pages.end() - pages.start());
     }
-    Ok((pages, summary))
+    Ok((pages, summary, jumps))
 }
 
 /// Whole pages of stubs: the trap, then one per import. A slot is readable for the handler, so it holds a stub's address, which says
@@ -548,9 +554,12 @@ fn stubs(imports: &[ImportName], metered: bool) -> Vec<u8> {
     let mut bytes = UD2.repeat(len / 2);
     for (index, (import, stub)) in imports.iter().zip(bytes.chunks_exact_mut(STUB as usize).skip(1)).enumerate() {
         let (code, gate) = match gates::address(&import.name, metered) {
-            Some(gate) => (Vec::new(), gate),
+            Some(gate) if import.name != gates::LONGJMP => (Vec::new(), gate),
             // mov $index, %eax
-            None => ([&[0xb8][..], &(index as u32).to_le_bytes()].concat(), enter::host_gate_address()),
+            gate => {
+                let code = [&[0xb8][..], &(index as u32).to_le_bytes()].concat();
+                (code, gate.unwrap_or_else(enter::host_gate_address))
+            }
         };
         // jmp *pointer(%rip)
         let distance = (STUB_POINTER - code.len() - 6) as u32;

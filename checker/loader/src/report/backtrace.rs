@@ -130,7 +130,7 @@ impl Trace {
 
     /// The frames, at most `most`, and whether that is all of them.
     pub fn frames(&self, most: usize) -> (Vec<RawFrame>, bool) {
-        let depths = self.image.depths();
+        let states = self.image.states();
         let index = |words: u64| words.checked_sub(self.skipped).map(|at| at as usize);
         let mut frames = Vec::new();
         // Where the next return address is.
@@ -139,7 +139,7 @@ impl Trace {
             Start::Called { words } => index(words),
             Start::Instruction { rip } => {
                 frames.push(RawFrame::Instruction(rip));
-                index(u64::from(depths.at(rip) / 8))
+                index(u64::from(states.at(rip).depth / 8))
             }
         };
         let mut hosts = self.hosts.iter();
@@ -149,7 +149,7 @@ impl Trace {
             }
             if let Some(back) = self.word(at) {
                 frames.push(RawFrame::Return(back));
-                slot = at.checked_add(1 + depths.at(back) as usize / 8);
+                slot = at.checked_add(1 + states.at(back).depth as usize / 8);
             } else if let Some((outer, import)) = hosts.next() {
                 frames.push(RawFrame::Host(*import));
                 slot = Some(*outer);

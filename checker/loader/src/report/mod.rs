@@ -2,7 +2,7 @@
 //! with the feature `serde`.
 
 pub mod backtrace;
-mod instruction;
+pub mod instruction;
 pub mod region;
 mod text;
 
@@ -11,6 +11,7 @@ use crate::fuel::FuelUse;
 use crate::image::Image;
 use crate::image::lines::SourceLine;
 use crate::image::places::Origin;
+use crate::jumps::BadJump;
 use backtrace::RawFrame;
 use cordon_checker::layout::MEMORY_END;
 use region::Nearest;
@@ -94,6 +95,8 @@ pub struct Report {
     pub registers: Option<FaultRegisters>,
     pub time: Option<TimeUse>,
     pub fuel: Option<FuelUse>,
+    /// See [`Fault::jump`].
+    pub jump: Option<BadJump>,
     /// Further remarks for people.
     pub notes: Vec<String>,
 }
@@ -133,6 +136,7 @@ impl Report {
             registers: fault.registers,
             time,
             fuel: fault.fuel,
+            jump: fault.jump,
             notes: Vec::new(),
         };
         report.notes = notes(fault, &report);
@@ -200,6 +204,7 @@ fn notes(fault: &Fault, report: &Report) -> Vec<String> {
         FaultKind::Misaligned => {
             notes.push("an aligned vector access needs an address that is a multiple of its size".to_owned())
         }
+        FaultKind::BadJump => notes.extend(fault.jump.map(|why| why.to_string())),
         FaultKind::TimeLimit if fault.trace.import.is_some() => {
             notes.push("the call ended when the host function returned".to_owned())
         }

@@ -90,6 +90,39 @@ fn entry_and_imports_leave_no_host_value_in_any_register() {
     }
 }
 
+/// What setjmp returns to the second time, by longjmp, with the x87 and AVX state of the host behind it.
+#[test]
+fn longjmp_leaves_no_host_value_in_any_register() {
+    if !needs_avx() {
+        return;
+    }
+    let imports = Imports::new().function("soil", |_, _| {
+        soil();
+        set_mxcsr(0x1fa0);
+        0x77
+    });
+    let text = dump_text("sub $8,%rsp\nmov $0x204000,%edi; mov $9,%eax; IMPORT 1\n");
+    let end = "mov %gs:0x204100,%eax; movl $1,%gs:0x204100; test %eax,%eax; jnz 1f\nIMPORT 0; mov $0x204000,%edi; mov $7,%esi; IMPORT 2; ud2
+               1: lea 8(%rsp),%rsp; ret\n";
+    let text = text.strip_suffix("ret\n").expect("returns").to_owned() + end;
+    let imports_named = ["soil", "cordon.setjmp", "cordon.longjmp"];
+    let mut w = Builder::new(&text).imports(&imports_named).window_with(&imports);
+    for _ in 0..3 {
+        w.write(0x20_4100, &[0; 4]).expect("writes");
+        soil();
+        w.call("dump", &[]).expect("returns");
+        let words = dumped(&w, HEAP + 1024);
+        assert_eq!(words[0], 9 << 32 | 7);
+        assert_eq!(words[1..15], [0; 14], "general registers");
+        assert_eq!(words[15] & 0xffff, CONSTANT_FLAGS, "flags");
+        assert_eq!(words[16..80], [0; 64], "vector registers");
+        assert_eq!(words[80] & 0xffff_ffff, 0x1f80, "MXCSR");
+        assert_eq!(words[81] & 0xffff, 0x037f, "x87 control word");
+        assert_eq!(words[82..90], [0; 8], "MMX registers");
+        assert_eq!(words[90] & 0xffff, 0, "x87 status");
+    }
+}
+
 #[test]
 fn arguments_are_the_only_values_at_entry() {
     if !needs_avx() {

@@ -8,6 +8,7 @@ mod faults;
 mod fuel;
 mod gates;
 mod hostile;
+mod jumps;
 mod leaks;
 mod memory;
 mod places;
