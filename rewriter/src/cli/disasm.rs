@@ -27,15 +27,7 @@ pub struct Printer<'a> {
 impl<'a> Printer<'a> {
     /// A printer that names the targets of branches after `functions` (ascending by start).
     pub fn new(functions: &'a [Function]) -> Printer<'a> {
-        let mut formatter = GasFormatter::new();
-        let options = formatter.options_mut();
-        options.set_uppercase_hex(false);
-        options.set_space_after_operand_separator(false);
-        options.set_small_hex_numbers_in_decimal(true);
-        options.set_gas_show_mnemonic_size_suffix(false);
-        options.set_branch_leading_zeros(false);
-        options.set_rip_relative_addresses(true);
-        Printer { formatter, functions }
+        Printer { formatter: cordon_loader::instruction_formatter(), functions }
     }
 
     /// One instruction.
