@@ -15,7 +15,7 @@ mod second;
 mod spec;
 
 use census::{Census, Form};
-use collapsed::{Collapse, NO_REX};
+use collapsed::Collapse;
 use cordon_checker::Mode;
 use explained::{EXPLAINED, explanation};
 use iced_x86::Code;
@@ -26,21 +26,9 @@ use std::sync::OnceLock;
 /// Constants of 0x10, and of 0 for the no-ops.
 const FILLS: [u8; 2] = [0x10, 0];
 
-/// A slice that takes seconds: one register of each kind, rsp among them; no prefixes that nothing takes.
-const SLICE: Collapse = Collapse {
-    rexes: &[NO_REX, 0x40, 0x41, 0x44, 0x48],
-    vvvvs: &[15, 11],
-    extensions: &[7, 3, 5, 6],
-    registers: &[0, 4],
-    bases: &[1],
-    sibs: &[0x25, 0x51],
-    modes: &[0, 1],
-    stray: false,
-};
-
 fn census() -> &'static Census {
     static CENSUS: OnceLock<Census> = OnceLock::new();
-    CENSUS.get_or_init(|| Census::take(SLICE, &FILLS, Mode::default()))
+    CENSUS.get_or_init(|| Census::take(Collapse::SLICE, &FILLS, Mode::default()))
 }
 
 /// Compares with the list in the repository, or writes it.

@@ -78,7 +78,7 @@ impl Census {
         form.features.insert(names.collect::<Vec<_>>().join("+"));
     }
 
-    fn add(&mut self, other: Census) {
+    pub fn add(&mut self, other: Census) {
         self.seen.add(other.seen);
         for (kind, (count, example)) in other.misjudged {
             self.misjudged.entry(kind).or_insert((0, example)).0 += count;

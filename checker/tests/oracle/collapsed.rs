@@ -4,26 +4,37 @@
 /// How much to collapse.
 #[derive(Clone, Copy, Debug)]
 pub struct Collapse {
-    pub rexes: &'static [u8],
+    rexes: &'static [u8],
     /// Values of VEX.vvvv as encoded (inverted).
-    pub vvvvs: &'static [u8],
+    vvvvs: &'static [u8],
     /// R, X and B of three-byte VEX as encoded (inverted).
-    pub extensions: &'static [u8],
+    extensions: &'static [u8],
     /// ModRM.rm of the register form, and of the memory forms.
-    pub registers: &'static [u8],
-    pub bases: &'static [u8],
+    registers: &'static [u8],
+    bases: &'static [u8],
     /// SIB bytes behind each of the memory forms.
-    pub sibs: &'static [u8],
+    sibs: &'static [u8],
     /// Memory forms: ModRM.mod.
-    pub modes: &'static [u8],
+    modes: &'static [u8],
     /// Also 67 without the segment, and `lock` with F2 or F3.
-    pub stray: bool,
+    stray: bool,
 }
 
 /// Stands for "no REX" in [`Collapse::rexes`].
-pub const NO_REX: u8 = 0;
+const NO_REX: u8 = 0;
 
 impl Collapse {
+    /// A slice that takes seconds: one register of each kind, rsp among them; no prefixes that nothing takes.
+    pub const SLICE: Collapse = Collapse {
+        rexes: &[NO_REX, 0x40, 0x41, 0x44, 0x48],
+        vvvvs: &[15, 11],
+        extensions: &[7, 3, 5, 6],
+        registers: &[0, 4],
+        bases: &[1],
+        sibs: &[0x25, 0x51],
+        modes: &[0, 1],
+        stray: false,
+    };
     /// All REX prefixes and ModRM bytes; SIB bytes of no base, rsp, rbp, rdi with no index, rax, rbp, rdi, at scale 1 and 8.
     pub const WHOLE: Collapse = Collapse {
         rexes: &[NO_REX, 0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f],

@@ -1,0 +1,217 @@
+//! Runs text on this processor one instruction at a time, and asks the [`Watch`] at each.
+
+use crate::place::{GONE, Place, secret};
+use crate::registers::GENERAL;
+use crate::watch::Watch;
+use std::arch::asm;
+use std::cell::UnsafeCell;
+
+const TRAP_FLAG: i64 = 0x100;
+/// Instructions that one run may take.
+const STEPS: u32 = 200;
+/// `SIGSEGV` by a general-protection fault, by a page fault.
+const PROTECTION: i64 = 13;
+const PAGE_FAULT: i64 = 14;
+/// Offsets in the context's floating-point area: control word, MXCSR, x87 and xmm registers; that of the state bits and of the upper ymm halves.
+const CONTROL: usize = 0;
+const MXCSR: usize = 24;
+const REGISTERS: std::ops::Range<usize> = 32..416;
+const MAGIC: usize = 464;
+const EXTENDED: u32 = 0x4650_5853;
+const STATE_BITS: usize = 512;
+const UPPER: std::ops::Range<usize> = 576..832;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    signal: i32,
+    trap: i64,
+    address: u64,
+    rip: u64,
+    general: [u64; 16],
+    wrong: Option<&'static str>,
+    /// The x87 and vector registers.
+    vectors: [u64; (REGISTERS.end - REGISTERS.start + UPPER.end - UPPER.start) / 8],
+}
+
+/// Shared with the signal handler.
+struct Shared {
+    running: bool,
+    general: [u64; 16],
+    rip: u64,
+    steps: u32,
+    watch: *mut Watch,
+    harness: Option<[i64; 23]>,
+    end: End,
+}
+
+struct Cell(UnsafeCell<Shared>);
+// SAFETY: one thread uses it, and its signal handler only while that thread waits in `run`.
+unsafe impl Sync for Cell {}
+
+const NO_END: End = End { signal: 0, trap: 0, address: 0, rip: 0, general: [0; 16], wrong: None, vectors: [0; 80] };
+static SHARED: Cell = Cell(UnsafeCell::new(Shared {
+    running: false,
+    general: [0; 16],
+    rip: 0,
+    steps: 0,
+    watch: std::ptr::null_mut(),
+    harness: None,
+    end: NO_END,
+}));
+
+/// Starts at the harness's `ud2`, asks the watch at every trap, and goes back to the harness at anything else.
+extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: see `Cell`; the kernel gives a valid context.
+    let (shared, context) = unsafe { (&mut *SHARED.0.get(), &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext) };
+    let (rip, flags) = (libc::REG_RIP as usize, libc::REG_EFL as usize);
+    let fpu = context.fpregs.cast::<u8>();
+    let g = &mut context.gregs;
+    if !shared.running {
+        if signal != libc::SIGILL {
+            // SAFETY: a fault of the test itself.
+            unsafe { libc::_exit(101) };
+        }
+        shared.harness = Some(*g);
+        (shared.running, shared.steps) = (true, 0);
+        for (value, name) in shared.general.iter().zip(GENERAL) {
+            g[name as usize] = value.cast_signed();
+        }
+        g[rip] = shared.rip.cast_signed();
+        g[flags] = 0x202 | TRAP_FLAG;
+        // SAFETY: the kernel's floating-point area of this context; its extended part only where the kernel says that there is one.
+        unsafe { clear_vectors(fpu) };
+    }
+    let registers = GENERAL.map(|name| g[name as usize] as u64);
+    // SAFETY: `run` holds the watch as long as text runs.
+    let watch = unsafe { &mut *shared.watch };
+    let first = shared.steps == 0;
+    let mut wrong = None;
+    if first || signal == libc::SIGTRAP && shared.steps < STEPS {
+        shared.steps += 1;
+        match watch.step(g[rip] as u64, registers[4]) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(what) => wrong = Some(what),
+        }
+    }
+    let (trap, address) = (g[libc::REG_TRAPNO as usize], g[libc::REG_CR2 as usize] as u64);
+    // SAFETY: as above.
+    let vectors = unsafe { vectors(fpu) };
+    shared.end = End { signal, trap, address, rip: g[rip] as u64, general: registers, wrong, vectors };
+    shared.running = false;
+    *g = shared.harness.take().expect("the harness waits");
+    g[rip] += 2;
+}
+
+unsafe fn extended(fpu: *const u8) -> bool {
+    // SAFETY: the caller's area has at least 512 bytes.
+    unsafe { fpu.add(MAGIC).cast::<u32>().read_unaligned() == EXTENDED }
+}
+
+/// All x87 and vector registers 0, exceptions masked.
+unsafe fn clear_vectors(fpu: *mut u8) {
+    // SAFETY: the caller's area.
+    unsafe {
+        fpu.write_bytes(0, REGISTERS.end);
+        fpu.add(CONTROL).cast::<u16>().write_unaligned(0x37f);
+        fpu.add(MXCSR).cast::<u32>().write_unaligned(0x1f80);
+        fpu.add(MXCSR + 4).cast::<u32>().write_unaligned(0xffff);
+        if extended(fpu) {
+            let bits = fpu.add(STATE_BITS).cast::<u64>();
+            bits.write_unaligned(bits.read_unaligned() & !4 | 3);
+        }
+    }
+}
+
+unsafe fn vectors(fpu: *const u8) -> [u64; 80] {
+    let mut all = [0; 80];
+    let lower = REGISTERS.len() / 8;
+    // SAFETY: the caller's area.
+    unsafe {
+        for (i, word) in all[..lower].iter_mut().enumerate() {
+            *word = fpu.add(REGISTERS.start + 8 * i).cast::<u64>().read_unaligned();
+        }
+        if extended(fpu) && fpu.add(STATE_BITS).cast::<u64>().read_unaligned() & 4 != 0 {
+            for (i, word) in all[lower..].iter_mut().enumerate() {
+                *word = fpu.add(UPPER.start + 8 * i).cast::<u64>().read_unaligned();
+            }
+        }
+    }
+    all
+}
+
+/// What a run was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    Returned,
+    Trapped,
+    Faulted,
+    Divided,
+    Misaligned,
+    Long,
+}
+
+/// Signal handlers on a stack of their own, and the window's segment.
+pub fn set_up() {
+    // SAFETY: an alternate stack that lives for the process, handlers for signals that only this test raises, a segment that Rust does not
+    // use.
+    unsafe {
+        let size = 1 << 16;
+        let stack = Vec::leak(vec![0_u8; size]);
+        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: size };
+        assert_eq!(libc::sigaltstack(&raw const stack, std::ptr::null_mut()), 0);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE] {
+            assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+        }
+        assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1001, crate::place::BASE), 0);
+    }
+}
+
+/// Runs the loaded text from `rip`; says what it did that it may not.
+pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16]) -> Result<Outcome, String> {
+    let mxcsr = 0x1f80_u32;
+    general[4] = place.entry_stack();
+    place.push_return();
+    watch.begin(general[4]);
+    // SAFETY: the signal handler saves and restores every general register; the others are declared. The text has been accepted, so that it
+    // reaches only the pages of this test: what a wrong checker would break is for the test to find.
+    let end = unsafe {
+        let shared = SHARED.0.get();
+        (*shared).watch = watch;
+        (*shared).general = general;
+        (*shared).rip = rip;
+        asm!("ud2", clobber_abi("C"));
+        asm!("fninit", "ldmxcsr [{}]", in(reg) &raw const mxcsr);
+        (*shared).end
+    };
+    let outcome = judge(place, watch, &end);
+    let left = place.inspect(watch.lowest);
+    let outcome = outcome?;
+    left?;
+    let registers = end.general.iter().enumerate().filter(|(number, _)| *number != 4);
+    let mut seen = registers.map(|(_, value)| *value).chain(end.vectors).filter_map(secret);
+    match seen.next() {
+        Some(what) => Err(format!("{what} in a register")),
+        None => Ok(outcome),
+    }
+}
+
+fn judge(place: &Place, watch: &Watch, end: &End) -> Result<Outcome, String> {
+    if let Some(wrong) = end.wrong {
+        return Err(format!("{wrong}, at {:#x} with rsp {:#x}", end.rip, end.general[4]));
+    }
+    match (end.signal, end.trap) {
+        (libc::SIGTRAP, _) => Ok(Outcome::Long),
+        (libc::SIGFPE, 0) => Ok(Outcome::Divided),
+        (libc::SIGILL, _) if watch.is_trap(end.rip) => Ok(Outcome::Trapped),
+        (libc::SIGSEGV, PROTECTION) if watch.may_be_misaligned(end.rip, &end.general) => Ok(Outcome::Misaligned),
+        // Fetching from no address at all.
+        (libc::SIGSEGV, PAGE_FAULT) if end.rip == GONE && end.address == GONE => Ok(Outcome::Returned),
+        (libc::SIGSEGV, PAGE_FAULT) if watch.is_running(end.rip) && place.may_fault_at(end.address) => Ok(Outcome::Faulted),
+        (signal, trap) => Err(format!("signal {signal}, trap {trap}, address {:#x}, rip {:#x}", end.address, end.rip)),
+    }
+}
