@@ -92,7 +92,8 @@ impl Text {
     /// After an end of flow: where does control come from?
     fn resume(&mut self, random: &mut Random) {
         while random.one_in(3) {
-            let no_op: &[u8] = random.pick(&[&[0x90][..], &[0x66, 0x90], &[0x0f, 0x1f, 0x44, 0, 0]]);
+            const NO_OPS: [&[u8]; 3] = [&[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x44, 0, 0]];
+            let no_op = random.pick(&NO_OPS);
             self.add(no_op);
         }
         if !self.open.is_empty() && !random.one_in(4) {
