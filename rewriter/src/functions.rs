@@ -43,13 +43,12 @@ pub struct Functions {
 }
 
 /// Functions of the C library that do not come back; used only when they are undefined in the objects.
-const NORETURN_NAMES: &[&str] =
-    &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "longjmp", "__longjmp_chk"];
+const NORETURN_NAMES: &[&str] = &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail"];
 
 /// Whether an undefined function of this name never returns.
 #[must_use]
 pub fn is_noreturn_name(name: &str) -> bool {
-    NORETURN_NAMES.contains(&name)
+    NORETURN_NAMES.contains(&name) || crate::jumps::is_longjmp(name)
 }
 
 /// The section and offset that `symbol + addend` names, if it is in a section.

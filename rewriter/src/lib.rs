@@ -13,6 +13,7 @@ pub mod fixup;
 pub mod functions;
 pub mod init;
 pub mod instrument;
+pub mod jumps;
 pub mod layout;
 pub mod liveness;
 pub mod object;

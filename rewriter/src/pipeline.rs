@@ -10,7 +10,7 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::select::{self, GATES, START, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, layout, liveness, syscall};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, jumps, layout, liveness, syscall};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
@@ -26,7 +26,8 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     if options.syscalls {
         imports.push(syscall::IMPORT.to_owned());
     }
-    let known = GATES.iter().chain(TRAPS).map(|n| (*n).to_owned()).chain(imports.iter().cloned()).collect();
+    let known =
+        GATES.iter().chain(TRAPS).copied().chain(jumps::names()).map(str::to_owned).chain(imports.iter().cloned()).collect();
     let merge = MergeOptions { entries: options.entries.clone(), whole_archive: options.whole_archive, known_undefined: known };
     let mut program = object::read(inputs, &merge)?;
     if options.syscalls {

@@ -61,7 +61,7 @@ struct Selector<'a> {
 /// The name under which an undefined function is imported.
 #[must_use]
 pub fn import_name(name: &str) -> &str {
-    if name == "bcmp" { "memcmp" } else { name }
+    if name == "bcmp" { "memcmp" } else { crate::jumps::import(name).unwrap_or(name) }
 }
 
 /// Linker-defined symbols that the window layout gives a value.
@@ -210,7 +210,7 @@ impl Selector<'_> {
             self.chosen.uses_arena |= node.state.dynamic;
             match node.flow {
                 Flow::Call(out, _) | Flow::TailCall(out) | Flow::BranchOut(out, _) => {
-                    self.outside(out, node.key.at);
+                    self.outside(out, node.key.at, matches!(node.flow, Flow::Call(..)));
                     continue;
                 }
                 _ => {}
@@ -228,13 +228,19 @@ impl Selector<'_> {
         self.chosen.bodies.push(body);
     }
 
-    fn outside(&mut self, out: Outside, at: CodeRef) {
+    fn outside(&mut self, out: Outside, at: CodeRef, call: bool) {
         match out {
             Outside::Function(f) => {
                 self.wanted.insert(f);
             }
             Outside::Symbol(reloc) => match self.program.symbol(reloc.symbol).definition {
-                Definition::Undefined { .. } => self.undefined(&reloc, at.section, at.offset, false),
+                Definition::Undefined { .. } => {
+                    let name = &self.program.symbol(reloc.symbol).name;
+                    if !call && crate::jumps::import(name) == Some(crate::jumps::SETJMP) {
+                        self.no_setjmp(name, at.section, at.offset, "is jumped to at the end of a function");
+                    }
+                    self.undefined(&reloc, at.section, at.offset, false);
+                }
                 _ => {
                     let place = self.program.place(at.section, at.offset);
                     self.problems.push(Diagnostic::new(place, "branch-to-data", "jumps to something that is not code"));
@@ -276,6 +282,12 @@ impl Selector<'_> {
         }
     }
 
+    /// setjmp returns as often as somebody jumps, so the code around its call must know that it is one.
+    fn no_setjmp(&mut self, name: &str, section: SectionId, offset: u64, what: &str) {
+        let message = format!("`{name}` {what}; only a direct call returns more than once");
+        self.problems.push(Diagnostic::new(self.program.place(section, offset), "unsupported-setjmp", message));
+    }
+
     fn undefined(&mut self, reloc: &Reloc, section: SectionId, offset: u64, address: bool) {
         let symbol = self.program.symbol(reloc.symbol);
         let name = symbol.name.as_str();
@@ -283,7 +295,10 @@ impl Selector<'_> {
             Definition::Undefined { weak } => weak,
             _ => return,
         };
-        if GATES.contains(&import_name(name)) || self.imports.iter().any(|i| i == name) {
+        let jump = crate::jumps::import(name);
+        if address && jump == Some(crate::jumps::SETJMP) {
+            self.no_setjmp(name, section, offset, "has its address taken");
+        } else if GATES.contains(&import_name(name)) || jump.is_some() || self.imports.iter().any(|i| i == name) {
             self.chosen.imports.insert(import_name(name).to_owned());
         } else if !(weak || is_linker_defined(name) || TRAPS.contains(&name) || name == TLS_RESOLVER && !address) {
             let place = self.program.place(section, offset);

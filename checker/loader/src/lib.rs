@@ -64,8 +64,9 @@
 //!   nearly full.
 //! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]).
 //! * Sampling profilers that follow rbp see a handler's values there.
-//! * Handlers may import `cordon.setjmp` and `cordon.longjmp`, which the loader serves itself. A jump that C does not define, to a function
-//!   that has returned or across a host function that called back, ends the call with [`FaultKind::BadJump`].
+//! * Handlers may import `cordon.setjmp` and `cordon.longjmp`, which the loader serves itself. A jump to a function that has returned, or
+//!   over a host function that called back, ends the call with [`FaultKind::BadJump`]. (If another function of the same call waits with its
+//!   frame at the very same place, it goes on in that one's frame: nothing that the handler's own code could not have done.)
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.
 

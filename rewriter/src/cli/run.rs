@@ -309,7 +309,9 @@ pub fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Fai
         Error::ArgumentArea { .. } => one(Exit::Usage, "argument-area"),
         Error::Timer(_) => one(Exit::Usage, "unavailable"),
         Error::Fault(fault) => match fault.kind {
-            FaultKind::TimeLimit | FaultKind::Fuel | FaultKind::StrayAccess => one(Exit::Stopped, fault.kind.code()),
+            FaultKind::TimeLimit | FaultKind::Fuel | FaultKind::StrayAccess | FaultKind::BadJump => {
+                one(Exit::Stopped, fault.kind.code())
+            }
             _ => one(Exit::Stopped, "fault"),
         },
         _ => one(Exit::Stopped, "stopped"),

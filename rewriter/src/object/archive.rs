@@ -80,7 +80,8 @@ fn looks_like_object(bytes: &[u8]) -> bool {
 impl<'a> Archive<'a> {
     fn add(&mut self, object: ObjectFile<'a>) {
         let number = self.members.len();
-        for symbol in object.symbols.iter().filter(|s| s.bind != Bind::Local && s.at != At::Undefined) {
+        let defined = object.symbols.iter().filter(|s| s.bind != Bind::Local && s.at != At::Undefined);
+        for symbol in defined.filter(|s| crate::jumps::import(s.name).is_none()) {
             let proper = (symbol.at != At::Common).then_some(number);
             let definers = self.definitions.entry(symbol.name).or_insert(Definers { any: number, proper });
             definers.proper = definers.proper.or(proper);

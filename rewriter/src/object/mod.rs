@@ -6,8 +6,8 @@
 //!
 //! Differences from `ld`, all on purpose: archives behave as between `--start-group` and `--end-group`; mergeable sections are not
 //! merged; `.dtors` and `.fini` are dropped (and `.fini_array` is used by whole programs only), because a handler never exits; unwind tables, notes and comments are dropped;
-//! hidden symbols are global within the image; `__cordon_*` and `cordon.*` are reserved; malformed input that `ld` lets pass
-//! (overlapping sections or relocations, say) is refused.
+//! hidden symbols are global within the image; setjmp and longjmp are not taken out of archives (`crate::jumps`); `__cordon_*` and `cordon.*`
+//! are reserved; malformed input that `ld` lets pass (overlapping sections or relocations, say) is refused.
 
 mod archive;
 mod classify;

@@ -53,10 +53,10 @@ pub(super) fn resolve<'a>(sources: Vec<Source<'a>>, options: &MergeOptions, repo
     let mut pools = Vec::new();
     for source in sources {
         match source {
-            Source::Object(object) => loader.load(*object, report),
+            Source::Object(object) => loader.load(*object, false, report),
             Source::Archive(archive) if options.whole_archive => {
                 for member in archive.members.into_iter().flatten() {
-                    loader.load(member, report);
+                    loader.load(member, true, report);
                 }
             }
             Source::Archive(archive) => pools.push(Pool { archive, candidates: BTreeSet::new() }),
@@ -92,7 +92,7 @@ fn pull<'a>(loader: &mut Loader<'a>, pools: &mut [Pool<'a>], options: &MergeOpti
                     continue;
                 }
                 if let Some(member) = archive.members[number].take() {
-                    loader.load(member, report);
+                    loader.load(member, true, report);
                     loader.offer(pools);
                 }
             }
@@ -142,7 +142,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn load(&mut self, object: ObjectFile<'a>, report: &mut Report) {
+    /// Takes `object` in; `member`: out of an archive, whose setjmp and longjmp give way to the loader's.
+    fn load(&mut self, object: ObjectFile<'a>, member: bool, report: &mut Report) {
         let number = self.link.objects.len();
         let discarded = self.discard(&object);
         for (index, symbol) in object.symbols.iter().enumerate() {
@@ -150,7 +151,8 @@ impl<'a> Loader<'a> {
                 continue;
             }
             let lost = matches!(symbol.at, At::Section(s) if discarded[s] || !matches!(object.sections[s].role, Role::Kept(_)));
-            let new = incoming(symbol, number, index, lost);
+            let replaced = member && crate::jumps::import(symbol.name).is_some();
+            let new = incoming(symbol, number, index, lost || replaced);
             match self.link.globals.get(symbol.name).copied() {
                 None => {
                     self.link.globals.insert(symbol.name, Global { state: new, first: number });

@@ -211,6 +211,10 @@ impl Planner<'_> {
                         Instruction::with2(Code::Mov_rm64_r64, Register::RAX, Register::RDI).and_then(|i| encode::encode(&i))
                     )?;
                     self.bytes(bytes);
+                } else if crate::select::import_name(self.name_of(&reloc)) == crate::jumps::SETJMP {
+                    self.before_setjmp(id)?;
+                    self.import(&reloc, false)?;
+                    self.after_setjmp(id)?;
                 } else if !self.import(&reloc, false)? && next.is_some() {
                     // What follows is dead, but it keeps its state for the branches that lead there.
                     let node = &self.body.nodes[id as usize];
