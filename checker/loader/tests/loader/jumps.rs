@@ -1,6 +1,8 @@
 //! `cordon.setjmp` and `cordon.longjmp`: what C defines works, whatever else a record says ends the call and goes nowhere else.
 
 use crate::builder::{Builder, Built, DATA, HEAP, HEAP_END, RODATA, TABLE_END, options};
+use crate::random::Random;
+use cordon_checker::layout::USER_STACK_LOW;
 use cordon_loader::{Arg, BadJump, Error, Fault, FaultKind, Frame, Image, Imports, LoadOptions, Window};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -132,6 +134,79 @@ fn what_was_pushed_must_still_be_there() {
     assert_eq!(w.call("equal", &[]).expect("as good as a jump there"), 77);
     assert_eq!(w.call("much", &[]).expect("as good as a jump there"), 77);
     assert_eq!(why(w.call("popped", &[])), BadJump::Popped);
+}
+
+/// Where setjmp was called deeper than the function waits now, rsp goes down, as far as host functions may be called.
+#[test]
+fn jumps_go_down_where_there_is_room() {
+    let source = "
+        .globl f\nf: sub $0xff8,%rsp; dec %edi; jz 1f; call f; add $0xff8,%rsp; ret
+        1: sub $8,%rsp; mov $0x200000,%edi; IMPORT 0; test %eax,%eax; jnz 2f
+        add $0xff8,%rsp; mov $0x200000,%edi; mov $5,%esi; IMPORT 1; ud2\n2: add $0x1000,%rsp; ret";
+    let mut w = Builder::new(source).imports(&IMPORTS).stack(0x1_0000).window();
+    for depth in [1, 2, 14] {
+        assert_eq!(w.call("f", &[Arg::Int(depth)]).expect("there is room"), 5, "{depth}");
+    }
+    assert_eq!(why(w.call("f", &[Arg::Int(15)])), BadJump::NoRoom);
+}
+
+/// Every return from setjmp, at every place of the stack, in chains of functions with random frames: whatever is popped was pushed.
+#[test]
+fn no_jump_makes_a_slot_poppable_that_was_not_pushed() {
+    const FUNCTIONS: u64 = 5;
+    const TAG: u64 = 0x5a5a_0000;
+    let mut random = Random(0x1_005e);
+    let (mut jumped, mut popped) = (0, 0);
+    for _ in 0..40 {
+        let mut source =
+            String::from(".globl go\ngo: mov %rdi,%gs:0x200838; mov %rsi,%gs:0x200830; movq $0x201000,%gs:0x200900\n");
+        for f in 0..=FUNCTIONS {
+            source += &format!("f{f}:");
+            let frame: Vec<bool> = (0..random.next() % 7).map(|_| random.next() % 3 > 0).collect();
+            for (slot, pushed) in frame.iter().enumerate() {
+                source += &if *pushed {
+                    format!("mov ${},%ebx; push %rbx\n", TAG + 16 * f + slot as u64)
+                } else {
+                    "sub $8,%rsp\n".into()
+                };
+            }
+            if f == FUNCTIONS {
+                source += "mov $0x200800,%edi; mov $1,%esi; IMPORT 1; ud2\n";
+                break;
+            }
+            source += &format!(
+                "mov ${},%edi; xor %eax,%eax; IMPORT 0\nland{f}: test %eax,%eax; jnz 1f; call f{}\n1:",
+                HEAP + 64 * f as u32,
+                f + 1
+            );
+            for pushed in frame.iter().rev() {
+                source += if *pushed {
+                    "pop %rcx; mov %gs:0x200900,%eax; mov %rcx,%gs:(%eax); addq $8,%gs:0x200900\n"
+                } else {
+                    "add $8,%rsp\n"
+                };
+            }
+            source += "ret\n";
+        }
+        let builder = Builder::new(&source).imports(&IMPORTS);
+        let Built { file, labels, .. } = builder.build();
+        let mut w = Window::new(&Image::from_bytes(&file, &options()).expect("loads"), &Imports::new()).expect("makes a window");
+        for (landing, rsp) in (0..FUNCTIONS).flat_map(|f| (0..80_u64).map(move |at| (f, u64::from(USER_STACK_LOW) - 8 * at))) {
+            let place = u64::from(labels[&format!("land{landing}")]);
+            match w.call("go", &[Arg::Int(place), Arg::Int(rsp)]) {
+                Ok(_) => {}
+                Err(Error::Fault(fault)) if fault.kind == FaultKind::BadJump => continue,
+                other => panic!("{other:?}\n{source}"),
+            }
+            jumped += 1;
+            let end = words(&w, HEAP + 0x900, 1)[0] as u32;
+            let values = words(&w, 0x20_1000, (end - 0x20_1000) / 8);
+            assert!(values.iter().all(|v| (TAG..TAG + 16 * FUNCTIONS + 16).contains(v)), "{values:x?}\n{source}");
+            popped += values.len();
+        }
+    }
+    // Each function's own place at least.
+    assert!(jumped >= 200 && popped > 400, "{jumped} {popped}");
 }
 
 #[test]
