@@ -1,11 +1,13 @@
 //! The rules of match and metered text against independent models: which addresses are exact, what every execution path does, and a naive
 //! reference of the rules.
 
+mod assembly;
 mod modal;
 
+use assembly::{accepts, cases, samples};
 use cordon_checker::layout::MEMORY_END;
 use cordon_checker::policy::Host;
-use cordon_checker::{Facts, Flow, MemoryOperand, Mode, Policy, Protect, describe, describe_in, sample, track};
+use cordon_checker::{Facts, Flow, MemoryOperand, Mode, Protect, describe, describe_in, track};
 use modal::{Class, Level, Op, Program};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -273,12 +275,11 @@ fn judged(program: &Program, known: &[Known], at: usize) -> bool {
 }
 
 fn accepted(program: &Program) -> bool {
-    let (text, spec) = program.assemble();
-    sample::judge(&text, &Policy::USER, &spec).is_ok()
+    accepts(program.assemble())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40_000, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn accepted_programs_neither_stray_nor_run_unpaid(program in modal::programs()) {
@@ -295,11 +296,7 @@ proptest! {
 
 #[test]
 fn generated_programs_are_often_accepted() {
-    use proptest::strategy::ValueTree;
-    use proptest::test_runner::TestRunner;
-    let mut runner = TestRunner::deterministic();
-    let strategy = modal::programs();
-    let programs: Vec<Program> = (0..4000).map(|_| strategy.new_tree(&mut runner).expect("a program").current()).collect();
+    let programs = samples(&modal::programs(), 4000);
     for (name, of_mode) in [("match", true), ("metered", false)] {
         let mine = |p: &&Program| if of_mode { p.mode.matched } else { p.mode.metered };
         let (all, good) = (programs.iter().filter(mine).count(), programs.iter().filter(mine).filter(|p| accepted(p)).count());

@@ -1,5 +1,6 @@
 //! Small programs of the operations that the rules of match and metered text are about.
 
+use crate::assembly::{assemble, branch};
 use cordon_checker::Mode;
 use cordon_checker::layout::Forget;
 use cordon_checker::note::NoteSpec;
@@ -149,15 +150,7 @@ impl Program {
 
     /// Bytes and layout.
     pub fn assemble(&self) -> (Vec<u8>, NoteSpec) {
-        let mut offsets = vec![0_usize];
-        for &op in &self.ops {
-            let last = offsets[offsets.len() - 1];
-            offsets.push(last + encode(op, 0, &[]).len());
-        }
-        let mut text = Vec::new();
-        for &op in &self.ops {
-            text.extend(encode(op, text.len(), &offsets));
-        }
+        let (text, offsets) = assemble(&self.ops, encode);
         let mut spec = sample::user();
         spec.mode = self.mode;
         spec.entries = self.entries().map(|at| (offsets[at] as u32, "entry".into())).collect();
@@ -178,10 +171,6 @@ pub fn gain(level: Level, register: u8) -> Option<Vec<u8>> {
 }
 
 fn encode(op: Op, at: usize, offsets: &[usize]) -> Vec<u8> {
-    let rel = |to: usize, len: usize| {
-        let target = offsets.get(to).copied().unwrap_or(0) as i64;
-        ((target - (at + len) as i64) as i32).to_le_bytes()
-    };
     let number = |r: usize| 7 - r as u8;
     match op {
         Op::Clear => vec![0xf8],
@@ -193,13 +182,13 @@ fn encode(op: Op, at: usize, offsets: &[usize]) -> Vec<u8> {
         Op::Load(r) => vec![0x65, 0x48, 0x8b, 0x04 | number(r) << 3, 0x25, 0, 0, 2, 0],
         Op::Copy(r) => vec![0x48, 0x89, 0xc0 | number(1 - r) << 3 | number(r)],
         Op::Add(r) => vec![0x48, 0x83, 0xc0 | number(r), 8],
-        Op::Check(r, to) => [&[0x48, 0x81, 0xf8 | number(r), 0xff, 0xff, 0xff, 0x7f, 0x0f, 0x87][..], &rel(to, 13)].concat(),
-        Op::Meter(charge, to) => [&[0x49, 0x83, 0xee, charge as u8, 0x0f, 0x82][..], &rel(to, 10)].concat(),
+        Op::Check(r, to) => branch(&[0x48, 0x81, 0xf8 | number(r), 0xff, 0xff, 0xff, 0x7f, 0x0f, 0x87], to, at, offsets),
+        Op::Meter(charge, to) => branch(&[0x49, 0x83, 0xee, charge as u8, 0x0f, 0x82], to, at, offsets),
         Op::WriteCount => vec![0x49, 0x89, 0xc6],
         Op::Endbr => vec![0xf3, 0x0f, 0x1e, 0xfa],
-        Op::Jcc(to) => [&[0x0f, 0x84][..], &rel(to, 6)].concat(),
-        Op::Jmp(to) => [&[0xe9][..], &rel(to, 5)].concat(),
-        Op::Call(to) => [&[0xe8][..], &rel(to, 5)].concat(),
+        Op::Jcc(to) => branch(&[0x0f, 0x84], to, at, offsets),
+        Op::Jmp(to) => branch(&[0xe9], to, at, offsets),
+        Op::Call(to) => branch(&[0xe8], to, at, offsets),
         Op::Ret => vec![0xc3],
         Op::Stop => vec![0x0f, 0x0b],
         Op::Hint => vec![0x0f, 0x1f, 0x84, 0xc0, 0, 0, 0, 0],

@@ -1,14 +1,19 @@
 //! Small programs of the operations that the state rules are about.
 
-use cordon_checker::layout::Slot;
+pub mod graph;
+
+use crate::assembly::{assemble, branch};
+use cordon_checker::layout::{Slot, SubTable, USER_TABLE};
 use cordon_checker::note::NoteSpec;
 use cordon_checker::sample;
 use proptest::prelude::*;
 
 /// D of the programs, in units of 8 bytes.
 pub const DEPTH: usize = 6;
-/// State of the one sub-table.
-pub const SWITCH: State = State { depth: 2, set: 3 };
+/// States of the sub-tables.
+pub const SWITCHES: [State; 2] = [State { depth: 2, set: 3 }, State { depth: 1, set: 0 }];
+/// Where the second sub-table lies: behind the four slots of the sample layout's one.
+const SECOND: i32 = USER_TABLE + 0xa0;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -28,11 +33,23 @@ pub enum Op {
     Jcc(usize),
     Jmp(usize),
     Call(usize),
-    /// Jump through the sub-table.
-    Switch,
+    /// Jump through a sub-table.
+    Switch(usize),
+    /// Call and jump through the main table.
+    TableCall,
+    TableJump,
+    ImportCall,
+    ImportJump,
     Ret,
     Stop,
     Hint(State),
+}
+
+impl Op {
+    /// Whether control does not fall through.
+    pub fn ends(self) -> bool {
+        matches!(self, Op::Jmp(_) | Op::Switch(_) | Op::TableJump | Op::ImportJump | Op::Ret | Op::Stop)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -40,8 +57,10 @@ pub struct Program {
     pub ops: Vec<Op>,
     /// An entry besides the first instruction.
     pub entry: usize,
-    /// Targets of the sub-table.
-    pub labels: Vec<usize>,
+    /// Targets of the sub-tables.
+    pub labels: [Vec<usize>; 2],
+    /// Targets of the main table.
+    pub slots: Vec<usize>,
 }
 
 impl Program {
@@ -49,12 +68,19 @@ impl Program {
         [0, self.entry].into_iter()
     }
 
+    /// Where control comes from outside, and with which state.
+    pub fn seeds(&self) -> Vec<(usize, State)> {
+        let functions = self.entries().chain(self.slots.iter().copied()).map(|at| (at, State::default()));
+        let labels = self.labels.iter().zip(SWITCHES).flat_map(|(labels, state)| labels.iter().map(move |&at| (at, state)));
+        functions.chain(labels).collect()
+    }
+
     /// Where control goes from `at`, which is entered in `before`, and with which state.
     pub fn edges(&self, at: usize, before: State) -> Vec<(usize, State)> {
         let next = at + 1;
         let below = |depth: usize| (1_u64 << depth) - 1;
         match self.ops[at] {
-            Op::Nop | Op::Hint(_) => vec![(next, before)],
+            Op::Nop | Op::Hint(_) | Op::TableCall | Op::ImportCall => vec![(next, before)],
             Op::Push => vec![(next, State { depth: before.depth + 1, set: before.set | 1 << before.depth })],
             Op::Pop if before.depth == 0 => Vec::new(),
             Op::Pop => vec![(next, State { depth: before.depth - 1, set: before.set & below(before.depth - 1) })],
@@ -66,7 +92,7 @@ impl Program {
             Op::Jcc(to) => vec![(next, before), (to, before)],
             Op::Jmp(to) => vec![(to, before)],
             Op::Call(to) => vec![(next, before), (to, State::default())],
-            Op::Switch | Op::Ret | Op::Stop => Vec::new(),
+            Op::Switch(_) | Op::TableJump | Op::ImportJump | Op::Ret | Op::Stop => Vec::new(),
         }
     }
 
@@ -77,47 +103,44 @@ impl Program {
             Op::Pop => before.depth > 0 && before.set >> (before.depth - 1) & 1 == 1,
             Op::Down(n) => before.depth + n <= DEPTH,
             Op::Up(n) => n <= before.depth,
-            Op::Ret => before.depth == 0,
+            Op::Ret | Op::TableJump | Op::ImportJump => before.depth == 0,
             Op::Hint(state) => state.depth <= DEPTH && state.set < 1 << state.depth,
-            Op::Switch => before.depth == SWITCH.depth && before.set & SWITCH.set == SWITCH.set,
+            Op::Switch(i) => before.depth == SWITCHES[i].depth && before.set & SWITCHES[i].set == SWITCHES[i].set,
             _ => true,
         }
     }
 
     /// Bytes and layout.
     pub fn assemble(&self) -> (Vec<u8>, NoteSpec) {
-        let mut offsets = vec![0_usize];
-        for &op in &self.ops {
-            let last = offsets[offsets.len() - 1];
-            offsets.push(last + encode(op, 0, &[]).len());
-        }
-        let mut text = Vec::new();
-        for &op in &self.ops {
-            text.extend(encode(op, text.len(), &offsets));
-        }
+        let (text, offsets) = assemble(&self.ops, encode);
         let mut spec = sample::user();
         spec.max_depth = 8 * DEPTH as u32;
         spec.entries = self.entries().map(|at| (offsets[at] as u32, "entry".into())).collect();
-        spec.sub_tables[0].1 = self.labels.iter().map(|&at| Slot::Text(offsets[at] as u32)).collect();
+        let slots = |places: &[usize]| -> Vec<Slot> { places.iter().map(|&at| Slot::Text(offsets[at] as u32)).collect() };
+        spec.slots.extend(slots(&self.slots));
+        spec.sub_tables[0].1 = slots(&self.labels[0]);
+        let State { depth, set } = SWITCHES[1];
+        let second = SubTable { base: SECOND, bits: 2, depth: 8 * depth as u32, set, first: 0, count: 0 };
+        spec.sub_tables.push((second, slots(&self.labels[1])));
         (text, spec)
     }
 }
 
 fn encode(op: Op, at: usize, offsets: &[usize]) -> Vec<u8> {
-    let rel = |to: usize, len: usize| {
-        let target = offsets.get(to).copied().unwrap_or(0) as i64;
-        ((target - (at + len) as i64) as i32).to_le_bytes()
-    };
     match op {
         Op::Nop => vec![0x90],
         Op::Push => vec![0x50],
         Op::Pop => vec![0x58],
         Op::Down(n) => vec![0x48, 0x83, 0xec, 8 * n as u8],
         Op::Up(n) => vec![0x48, 0x83, 0xc4, 8 * n as u8],
-        Op::Jcc(to) => [&[0x0f, 0x84][..], &rel(to, 6)].concat(),
-        Op::Jmp(to) => [&[0xe9][..], &rel(to, 5)].concat(),
-        Op::Call(to) => [&[0xe8][..], &rel(to, 5)].concat(),
-        Op::Switch => vec![0x83, 0xe0, 0x18, 0x65, 0xff, 0xa0, 0x80, 0, 1, 0],
+        Op::Jcc(to) => branch(&[0x0f, 0x84], to, at, offsets),
+        Op::Jmp(to) => branch(&[0xe9], to, at, offsets),
+        Op::Call(to) => branch(&[0xe8], to, at, offsets),
+        Op::Switch(i) => vec![0x83, 0xe0, 0x18, 0x65, 0xff, 0xa0, [0x80, 0xa0][i], 0, 1, 0],
+        Op::TableCall => vec![0x83, 0xe0, 0x78, 0x65, 0xff, 0x90, 0, 0, 1, 0],
+        Op::TableJump => vec![0x83, 0xe0, 0x78, 0x65, 0xff, 0xa0, 0, 0, 1, 0],
+        Op::ImportCall => vec![0x65, 0xff, 0x14, 0x25, 8, 0, 1, 0],
+        Op::ImportJump => vec![0x65, 0xff, 0x24, 0x25, 8, 0, 1, 0],
         Op::Ret => vec![0xc3],
         Op::Stop => vec![0x0f, 0x0b],
         Op::Hint(state) => {
@@ -146,9 +169,11 @@ pub fn programs() -> impl Strategy<Value = Program> {
             ops.push(if model.depth == 0 { Op::Ret } else { Op::Stop });
             let starting = |state: State| before.iter().enumerate().filter(move |(_, s)| **s == state).map(|(at, _)| at);
             let entries: Vec<usize> = starting(State::default()).collect();
-            let switch: Vec<usize> = starting(SWITCH).collect();
-            let labels = labels.iter().filter_map(|&l| switch.get(usize::from(l) % switch.len().max(1)).copied()).collect();
-            Program { entry: entries[usize::from(entry) % entries.len()], ops, labels }
+            let labels = SWITCHES.map(|state| {
+                let switch: Vec<usize> = starting(state).collect();
+                labels.iter().filter_map(|&l| switch.get(usize::from(l) % switch.len().max(1)).copied()).collect()
+            });
+            Program { entry: entries[usize::from(entry) % entries.len()], ops, labels, slots: Vec::new() }
         },
     )
 }
@@ -171,7 +196,9 @@ fn choose(kind: u8, a: usize, b: usize, model: State, before: &[State], count: u
         7..=8 => Op::Jcc(target),
         9 => Op::Jmp(target),
         10 => Op::Call(if b.is_multiple_of(3) { target } else { 0 }),
-        11 if model.depth == SWITCH.depth => Op::Switch,
+        11 if model.depth == 2 => Op::Switch(0),
+        11 if model.depth == 1 => Op::Switch(1),
+        12 if b.is_multiple_of(5) => [Op::TableCall, Op::ImportCall, Op::TableJump, Op::ImportJump][a % 4],
         12 if model.depth == 0 || b == 7 => Op::Ret,
         13 if a.is_multiple_of(5) => Op::Hint(State { depth: a % 3, set: b as u64 & 3 }),
         14 => Op::Stop,
@@ -188,8 +215,8 @@ fn follow(op: Op, model: State, before: &[State], pick: u8) -> State {
         Op::Down(n) => State { depth: model.depth + n, set: model.set },
         Op::Up(n) => State { depth: model.depth - n, set: model.set & below(model.depth - n) },
         Op::Hint(state) => state,
-        Op::Jmp(_) | Op::Ret | Op::Stop | Op::Switch if pick.is_multiple_of(2) => State::default(),
-        Op::Jmp(_) | Op::Ret | Op::Stop | Op::Switch => before[usize::from(pick) % before.len()],
+        _ if op.ends() && pick.is_multiple_of(2) => State::default(),
+        _ if op.ends() => before[usize::from(pick) % before.len()],
         _ => model,
     }
 }
