@@ -115,7 +115,7 @@ pub fn track(bytes: &[u8], host: Host, mode: Mode, facts: Facts, esp: u32) -> Re
     let (window, insn, operands) = decode_in(bytes, host, mode)?;
     let description = description(&insn, operands.as_ref());
     let after = match insn.action {
-        Action::Check { register, .. } => facts.checked(register),
+        Action::Check => facts.checked(register_of(&insn)),
         _ => facts.after(&insn, operands.as_ref(), &window, esp),
     };
     let allowed = description.memory.is_none_or(|memory| !memory.needs_check(mode) || facts.allows(&memory, esp));
@@ -131,7 +131,7 @@ fn decode_in(bytes: &[u8], host: Host, mode: Mode) -> Result<(Window, Insn, Opti
         *to = *from;
     }
     let mut operands = None;
-    let insn = decode(&window, Machine::new(host, mode), &mut operands)?;
+    let insn = decode(&window, &Machine::new(host, mode), &mut operands)?;
     if insn.len > bytes.len() {
         return Err(Rule::Truncated);
     }
@@ -140,36 +140,41 @@ fn decode_in(bytes: &[u8], host: Host, mode: Mode) -> Result<(Window, Insn, Opti
 
 fn description(insn: &Insn, operands: Option<&Operands>) -> Description {
     let special = match insn.action {
-        Action::Deepen(_) => 1 << 4,
-        Action::Meter { .. } => 1 << 14,
+        Action::Down | Action::Up => 1 << 4,
+        Action::Meter => 1 << 14,
         _ => 0,
     };
     Description {
         len: insn.len,
-        flow: flow(insn.action),
+        flow: flow(insn),
         memory: operands.and_then(memory_of),
         gpr_writes: special | operands.map_or(0, writes),
         features: insn.features,
     }
 }
 
-const fn flow(action: Action) -> Flow {
+fn flow(insn: &Insn) -> Flow {
+    let Insn { action, disp, number, .. } = *insn;
     match action {
-        Action::Next | Action::Nop | Action::Endbr | Action::Push | Action::Pop | Action::Deepen(_) | Action::Hint(_) => {
-            Flow::Next
-        }
-        Action::Jcc(rel) | Action::Limit { abort: rel, .. } => Flow::Conditional(rel),
-        Action::Jmp(rel) => Flow::Jump(rel),
-        Action::Call(rel) => Flow::Call(rel),
-        Action::TableCall { mask, disp } => Flow::TableCall { mask, disp },
-        Action::TableJmp { mask, disp } => Flow::TableJump { mask, disp },
-        Action::ImportCall(disp) => Flow::TableCall { mask: 0, disp },
-        Action::ImportJmp(disp) => Flow::TableJump { mask: 0, disp },
+        Action::Next | Action::Nop | Action::Endbr | Action::Push | Action::Pop => Flow::Next,
+        Action::Down | Action::Up | Action::Hint => Flow::Next,
+        Action::Jcc | Action::Limit | Action::EndbrLimit => Flow::Conditional(disp),
+        Action::Jmp => Flow::Jump(disp),
+        Action::Call => Flow::Call(disp),
+        Action::TableCall => Flow::TableCall { mask: number, disp },
+        Action::TableJmp => Flow::TableJump { mask: number, disp },
+        Action::ImportCall => Flow::TableCall { mask: 0, disp },
+        Action::ImportJmp => Flow::TableJump { mask: 0, disp },
         Action::Ret => Flow::Return,
         Action::Ud2 => Flow::Trap,
-        Action::Check { register, abort } => Flow::Check { register, abort },
-        Action::Meter { charge, abort } => Flow::Meter { charge, abort },
+        Action::Check => Flow::Check { register: register_of(insn), abort: disp },
+        Action::Meter => Flow::Meter { charge: u16::try_from(number).unwrap_or(u16::MAX), abort: disp },
     }
+}
+
+/// The number of CHECK's register.
+fn register_of(check: &Insn) -> u8 {
+    u8::try_from(check.number).unwrap_or(u8::MAX)
 }
 
 /// The memory operand; `None` also for what only looks like one (`lea`).

@@ -130,17 +130,34 @@ impl Facts {
     #[inline]
     pub(crate) fn after(self, insn: &Insn, operands: Option<&Operands>, window: &Window, esp: u32) -> Facts {
         match insn.action {
-            Action::Call(_) | Action::TableCall { .. } | Action::ImportCall(_) => return Facts::NONE,
-            Action::TableJmp { .. } | Action::ImportJmp(_) => return Facts::NONE,
+            Action::Call | Action::TableCall | Action::ImportCall => return Facts::NONE,
+            Action::TableJmp | Action::ImportJmp => return Facts::NONE,
             // Nothing but rsp, or nothing, is written.
-            Action::Nop | Action::Endbr | Action::Hint(_) | Action::Limit { .. } | Action::Deepen(_) => return self,
-            Action::Ret | Action::Ud2 | Action::Jcc(_) | Action::Jmp(_) | Action::Check { .. } => return self,
-            Action::Meter { .. } => return self.of(!bit(14)),
+            Action::Nop | Action::Endbr | Action::Hint | Action::Limit | Action::EndbrLimit => return self,
+            Action::Down | Action::Up | Action::Ret | Action::Ud2 | Action::Jcc | Action::Jmp | Action::Check => return self,
+            Action::Meter => return self.of(!bit(14)),
             Action::Next | Action::Push | Action::Pop => {}
         }
         let Some(operands) = operands else { return Facts::NONE };
-        let written = writes(operands);
-        if written == 0 { self } else { self.of(!written).with(self.result(operands, written, window, insn.len, esp)) }
+        self.behind(operands, writes(operands), window, insn.len, esp)
+    }
+
+    /// The same for an instruction of `len` bytes that writes its operands, the registers of `written` among them, and does nothing else.
+    #[inline(always)]
+    pub(crate) fn behind(self, operands: &Operands, written: u16, window: &Window, len: usize, esp: u32) -> Facts {
+        let rest = self.of(!written);
+        // Of most instructions that write a register nothing is known, or nothing needs to be worked out.
+        if written == 0 || operands.line.value == Value::Any && operands.line.kind != Kind::Lea {
+            return rest;
+        }
+        rest.with(self.result(operands, written, window, len, esp))
+    }
+
+    /// Whether the address of `base` and `index` without scale is exact for every displacement; that of others may be.
+    #[inline(always)]
+    pub(crate) fn allows_any(self, memory: &Memory) -> bool {
+        let known = u32::from(self.low) | 1 << STACK;
+        (memory.index == Memory::NONE) & (known >> memory.base & 1 != 0)
     }
 
     /// What the values written to the registers of `written` are; `self` is what was known before.

@@ -1,6 +1,6 @@
 //! The one forward pass over the text.
 
-use crate::decode::{Action, Insn, LONGEST, Machine, Window, decode};
+use crate::decode::{Action, Head, Insn, LONGEST, Machine, Window, quick, whole};
 use crate::layout::{HINT_SLOTS, Layout, Slot};
 use crate::modes::{Modes, covers};
 use crate::policy::{Features, Host, Mode, Policy};
@@ -34,11 +34,12 @@ pub fn check(text: &[u8], policy: &Policy, layout: &Layout<'_>, scratch: &mut [u
     }
     let scratch = scratch.get_mut(..scratch_len(text.len())).ok_or(Reject::at(0, Rule::ScratchLength))?;
     scratch.fill(0);
+    let machine = Machine::new(policy.host, layout.mode);
     // Text without modes has a walk of its own, which looks at nothing that only they need.
     if layout.mode == Mode::default() {
-        Walk::<false>::new(text, policy, layout, scratch).judge()
+        Walk::<false>::new(text, policy, layout, &machine, scratch).judge()
     } else {
-        Walk::<true>::new(text, policy, layout, scratch).judge()
+        Walk::<true>::new(text, policy, layout, &machine, scratch).judge()
     }
 }
 
@@ -48,7 +49,7 @@ struct Walk<'t, const MODES: bool> {
     scratch: &'t mut [u64],
     layout: &'t Layout<'t>,
     tables: Tables<'t>,
-    machine: Machine,
+    machine: &'t Machine,
     kernel: bool,
     /// Extensions that the policy does not allow.
     denied: u64,
@@ -71,13 +72,13 @@ struct Walk<'t, const MODES: bool> {
 type Step = Result<(), Rule>;
 
 impl<'t, const MODES: bool> Walk<'t, MODES> {
-    fn new(text: &'t [u8], policy: &Policy, layout: &'t Layout<'t>, scratch: &'t mut [u64]) -> Self {
+    fn new(text: &'t [u8], policy: &Policy, layout: &'t Layout<'t>, machine: &'t Machine, scratch: &'t mut [u64]) -> Self {
         Walk {
             text,
             scratch,
             layout,
             tables: Tables::new(layout),
-            machine: Machine::new(policy.host, layout.mode),
+            machine,
             kernel: policy.host == Host::Kernel,
             denied: !policy.features.0,
             depth_limit: u64::from(layout.max_depth / 8),
@@ -175,29 +176,68 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
                 &tail
             }
         };
-        let mut operands = None;
-        let insn =
-            if MODES { decode(window, self.machine, &mut operands)? } else { decode(window, self.machine.sandbox(), &mut ())? };
-        let next = self.at.wrapping_add(insn.len);
-        if next > self.text.len() {
-            return Err(Rule::Truncated);
-        }
-        if insn.action == Action::Nop && !self.falls && !self.is_seeded() {
-            // Padding: nothing falls or jumps here, and since it is no start nothing can later.
+        let head = Head::of(window, self.machine);
+        if let Some(insn) = quick(&head, MODES) {
+            let next = self.count(&insn)?;
+            if self.goes_on() {
+                let (extra, closed) = if MODES {
+                    self.modes.pass(&head.operands(), window, insn.len, self.low_stack())?
+                } else {
+                    (Extra::NONE, false)
+                };
+                self.mark(Word::start(self.state, extra, Traits::NONE, closed));
+                return Ok(next);
+            }
+            self.arrive(&insn)?;
+            if MODES {
+                self.modes.step(&insn, Some(&head.operands()), window, self.low_stack())?;
+            }
             return Ok(next);
         }
+        let mut operands = None;
+        let decoded =
+            if MODES { whole(head, self.machine, true, &mut operands) } else { whole(head, self.machine, false, &mut ()) };
+        // Not copied: what has just been written in parts is slow to read as a whole.
+        let insn = match &decoded {
+            Ok(insn) => insn,
+            Err(rule) => return Err(*rule),
+        };
+        if insn.action == Action::Nop && !self.falls && !self.is_seeded() {
+            // Padding: nothing falls or jumps here, and since it is no start nothing can later.
+            return self.inside(insn);
+        }
+        let next = self.count(insn)?;
+        if self.goes_on() && !matches!(insn.action, Action::Hint | Action::Ud2) {
+            let (extra, closed) = if MODES { self.modes.go_on(insn.action)? } else { (Extra::NONE, false) };
+            self.mark(Word::start(self.state, extra, offers(insn.action), closed));
+        } else {
+            self.arrive(insn)?;
+        }
+        if MODES {
+            self.modes.step(insn, operands.as_ref(), window, self.low_stack())?;
+        }
+        if insn.action != Action::Next {
+            self.act(insn, next)?;
+        }
+        Ok(next)
+    }
+
+    /// The offset after the instruction at `self.at`, which the text must have.
+    #[inline(always)]
+    fn inside(&self, insn: &Insn) -> Result<usize, Rule> {
+        let next = self.at.wrapping_add(insn.len);
+        if next > self.text.len() { Err(Rule::Truncated) } else { Ok(next) }
+    }
+
+    /// Takes note of an instruction that may run; the offset after it.
+    #[inline(always)]
+    fn count(&mut self, insn: &Insn) -> Result<usize, Rule> {
+        let next = self.inside(insn)?;
         if insn.features.0 & self.denied != 0 {
             return Err(Rule::Feature);
         }
         self.features |= insn.features.0;
         self.instructions = self.instructions.wrapping_add(1);
-        self.arrive(&insn)?;
-        if MODES {
-            self.modes.step(&insn, operands.as_ref(), window, self.low_stack())?;
-        }
-        if insn.action != Action::Next {
-            self.act(&insn, next)?;
-        }
         Ok(next)
     }
 
@@ -212,20 +252,33 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
         self.scratch.get(self.at).is_some_and(|word| Word(*word).is_seeded())
     }
 
-    /// Joins what leads here and marks the start.
+    /// Whether nothing but falling through leads to `self.at`, as far as the scan has come, and no forget record does.
     #[inline(always)]
+    fn goes_on(&self) -> bool {
+        self.falls && !self.is_seeded() && (!MODES || self.modes.is_straight(self.at))
+    }
+
+    #[inline(always)]
+    fn mark(&mut self, start: Word) {
+        if let Some(word) = self.scratch.get_mut(self.at) {
+            *word = start.0;
+        }
+    }
+
+    /// Joins what leads here and marks the start.
+    #[inline(never)]
     fn arrive(&mut self, insn: &Insn) -> Step {
         let word = self.scratch.get_mut(self.at).ok_or(Rule::TargetOutside)?;
         let seen = Word(*word);
         let fell = self.falls;
         if !fell {
             self.state = match insn.action {
-                Action::Hint(immediate) => hinted(immediate, self.depth_limit)?,
+                Action::Hint => hinted(insn.number, self.depth_limit)?,
                 _ if seen.is_seeded() => seen.state(),
                 _ => State::ENTRY,
             };
             self.falls = true;
-        } else if let Action::Hint(_) = insn.action {
+        } else if insn.action == Action::Hint {
             return Err(Rule::Hint);
         }
         let offers = offers(insn.action);
@@ -241,8 +294,9 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
 
     /// What the instruction does to depth and control flow.
     fn act(&mut self, insn: &Insn, next: usize) -> Step {
-        match insn.action {
-            Action::Next | Action::Nop | Action::Endbr | Action::Hint(_) => Ok(()),
+        let Insn { action, disp, number, .. } = *insn;
+        match action {
+            Action::Next | Action::Nop | Action::Endbr | Action::Hint => Ok(()),
             Action::Push => {
                 self.state = self.state.push();
                 self.bound_depth()
@@ -251,7 +305,8 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
                 self.state = self.state.pop().ok_or(Rule::PopUnwritten)?;
                 Ok(())
             }
-            Action::Deepen(bytes) => self.deepen(bytes),
+            Action::Down => self.deepen(i64::from(disp)),
+            Action::Up => self.deepen(i64::from(disp).wrapping_neg()),
             Action::Ret => {
                 self.falls = false;
                 if self.state.units() == 0 { Ok(()) } else { Err(Rule::RetDepth) }
@@ -260,52 +315,52 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
                 self.falls = false;
                 Ok(())
             }
-            Action::Jcc(rel) => self.branch(next, rel),
-            Action::Jmp(rel) => {
+            Action::Jcc => self.branch(next, disp),
+            Action::Jmp => {
                 self.falls = false;
-                self.branch(next, rel)
+                self.branch(next, disp)
             }
-            Action::Call(rel) => {
+            Action::Call => {
                 let wants = if self.kernel { Traits::LIMIT } else { Traits::NONE };
-                self.edge(next, rel, State::ENTRY, Extra::NONE, wants)
+                self.edge(next, disp, State::ENTRY, Extra::NONE, wants)
             }
-            Action::TableCall { mask, disp } => {
-                if self.tables.is_main(mask, disp) {
+            Action::TableCall => {
+                if self.tables.is_main(number, disp) {
                     Ok(())
                 } else {
                     Err(Rule::Table)
                 }
             }
-            Action::TableJmp { mask, disp } => {
+            Action::TableJmp => {
                 self.falls = false;
-                let expected = self.tables.state_of(mask, disp).ok_or(Rule::Table)?;
+                let expected = self.tables.state_of(number, disp).ok_or(Rule::Table)?;
                 if self.state.covers(expected) == Some(true) { Ok(()) } else { Err(Rule::TableState) }
             }
-            Action::ImportCall(disp) => self.tables.import(disp).ok_or(Rule::Import),
-            Action::ImportJmp(disp) => {
+            Action::ImportCall => self.tables.import(disp).ok_or(Rule::Import),
+            Action::ImportJmp => {
                 self.falls = false;
                 self.tables.import(disp).ok_or(Rule::Import)?;
                 if self.state.units() == 0 { Ok(()) } else { Err(Rule::TableState) }
             }
-            Action::Limit { limit, abort, .. } => {
-                if limit != self.layout.limit || !self.is_ud2(next, abort) {
+            Action::Limit | Action::EndbrLimit => {
+                if number != self.layout.limit || !self.is_ud2(next, disp) {
                     return Err(Rule::Limit);
                 }
-                self.branch(next, abort)
+                self.branch(next, disp)
             }
-            Action::Check { register, abort } => {
-                self.branch(next, abort)?;
-                if self.is_ud2(next, abort) {
-                    self.modes.checked(register);
+            Action::Check => {
+                self.branch(next, disp)?;
+                if self.is_ud2(next, disp) {
+                    self.modes.checked(number);
                 }
                 Ok(())
             }
-            Action::Meter { charge, abort } => {
-                if !self.is_ud2(next, abort) {
+            Action::Meter => {
+                if !self.is_ud2(next, disp) {
                     return Err(Rule::Meter);
                 }
-                self.branch(next, abort)?;
-                self.modes.charged(charge);
+                self.branch(next, disp)?;
+                self.modes.charged(number);
                 Ok(())
             }
         }
@@ -393,8 +448,8 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
 const fn offers(action: Action) -> Traits {
     match action {
         Action::Endbr => Traits::ENDBR,
-        Action::Limit { endbr: true, .. } => Traits::BOTH,
-        Action::Limit { endbr: false, .. } => Traits::LIMIT,
+        Action::EndbrLimit => Traits::BOTH,
+        Action::Limit => Traits::LIMIT,
         _ => Traits::NONE,
     }
 }

@@ -1,37 +1,24 @@
 //! What an accepted instruction writes to general registers, and its immediate's value.
 
 use super::{Operands, Window, byte, dword};
-use crate::table::{Field, Imm, Operand, flag};
+use crate::table::{Field, Imm, Operand};
 
 /// General registers written, whole or part: bit n = register n. Of rsp only what a field names.
-#[inline]
+#[inline(always)]
 pub(crate) fn writes(operands: &Operands) -> u16 {
     let line = operands.line;
-    let mut set = 0;
-    if line.has(flag::MODRM) {
-        set |= written(line.reg, operands.reg, operands.rex);
-    }
-    if operands.memory.is_none() {
-        set |= written(line.rm, operands.rm, operands.rex);
-    }
-    set |= written(line.vvvv, operands.vvvv, true);
-    for (attribute, register) in [(flag::WRITES_A, 0), (flag::WRITES_C, 1), (flag::WRITES_D, 2)] {
-        if line.has(attribute) {
-            set |= 1_u16.wrapping_shl(register);
-        }
-    }
-    set
+    let rm = if operands.memory.is_some() { 0 } else { written(line.rm, operands.rm, operands.rex) };
+    written(line.reg, operands.reg, operands.rex) | rm | written(line.vvvv, operands.vvvv, true) | line.implicit_writes()
 }
 
-#[inline]
+/// Without branches: there is no telling which operands are written.
+#[inline(always)]
 fn written(operand: Operand, number: u8, rex: bool) -> u16 {
-    let number = match operand.field {
-        // ah, ch, dh, bh are parts of registers 0 to 3.
-        Field::Gpr8 if !rex && number >= 4 => number & 3,
-        Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32 => number,
-        _ => return 0,
-    };
-    if operand.write { 1_u16.wrapping_shl(u32::from(number)) } else { 0 }
+    // ah, ch, dh, bh are parts of registers 0 to 3.
+    let high = (operand.field == Field::Gpr8) & !rex & (number & 12 == 4);
+    let number = number & !(u8::from(high) << 2);
+    let general = matches!(operand.field, Field::Gpr8 | Field::GprV | Field::GprY | Field::Gpr32);
+    u16::from(general & operand.write).wrapping_shl(u32::from(number))
 }
 
 /// The immediate that ends an instruction of `len` bytes with 32-bit or 64-bit operands, sign-extended if it is shorter than they are;

@@ -6,15 +6,20 @@
 //! Everything that names rsp (esp, sp, spl) is rejected here, except the forms that become an [`Action`] of their own.
 
 mod effect;
+mod head;
 mod mode;
 mod operand;
+mod quick;
 mod special;
 
 use crate::policy::{Features, Host, Mode, Protect};
-use crate::table::{self, Field, Group, Kind, Line, Size, flag};
+use crate::table::{self, Field, Kind, Line, Size, flag};
 use crate::verdict::Rule;
 pub(crate) use effect::{immediate_of, writes};
+pub(crate) use head::Head;
+use head::{DENY, Extension, Opcode, Prefixes};
 use operand::{features, immediate, window_operand};
+pub(crate) use quick::quick;
 use special::special;
 
 /// Most bytes that one instruction or fused unit has.
@@ -24,7 +29,7 @@ const LONGEST_INSTRUCTION: usize = 15;
 /// The bytes from an instruction on; zeros past the end of the text.
 pub(crate) type Window = [u8; LONGEST];
 
-/// What an accepted instruction does to control flow and depth.
+/// What an accepted instruction does to control flow and depth; `disp` and `number` are those of [`Insn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Falls through, nothing else.
@@ -36,44 +41,30 @@ pub(crate) enum Action {
     /// `push r64`, `pop r64`.
     Push,
     Pop,
-    /// rsp moves down by so many bytes (negative: up).
-    Deepen(i64),
+    /// rsp moves down, up by `disp` bytes.
+    Down,
+    Up,
     Ret,
     Ud2,
-    /// Direct branches and calls; displacement from the instruction's end.
-    Jcc(i32),
-    Jmp(i32),
-    Call(i32),
-    /// Fused `and $mask,%r32; call|jmp *segment:disp(%r64)`.
-    TableCall {
-        mask: u32,
-        disp: i32,
-    },
-    TableJmp {
-        mask: u32,
-        disp: i32,
-    },
+    /// Direct branches and calls; `disp` counts from the instruction's end.
+    Jcc,
+    Jmp,
+    Call,
+    /// Fused `and $number,%r32; call|jmp *segment:disp(%r64)`.
+    TableCall,
+    TableJmp,
     /// `call|jmp *segment:disp`.
-    ImportCall(i32),
-    ImportJmp(i32),
-    /// Inline state hint with its immediate.
-    Hint(u32),
-    /// Kernel: `[endbr64] cmp $limit,%esp; jb abort`, displacement from the unit's end.
-    Limit {
-        endbr: bool,
-        limit: u32,
-        abort: i32,
-    },
-    /// Match: `cmp $0x7fffffff,%register; ja abort`.
-    Check {
-        register: u8,
-        abort: i32,
-    },
-    /// Metered: `sub $charge,%r14; jb abort`; 1 to 1023.
-    Meter {
-        charge: u16,
-        abort: i32,
-    },
+    ImportCall,
+    ImportJmp,
+    /// Inline state hint with the immediate `number`.
+    Hint,
+    /// Kernel: `cmp $number,%esp; jb`, and the same behind `endbr64`; `disp` counts from the unit's end.
+    Limit,
+    EndbrLimit,
+    /// Match: `cmp $0x7fffffff,%r64; ja`: register `number`, `disp` from the unit's end.
+    Check,
+    /// Metered: `sub $number,%r14; jb`: 1 to 1023, `disp` from the unit's end.
+    Meter,
 }
 
 /// The memory operand of an accepted instruction.
@@ -94,12 +85,21 @@ impl Memory {
 }
 
 /// A decoded instruction or unit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Insn {
     /// Bytes.
     pub(crate) len: usize,
     pub(crate) action: Action,
+    /// What the action says; else 0.
+    pub(crate) disp: i32,
+    pub(crate) number: u32,
     pub(crate) features: Features,
+}
+
+impl Insn {
+    const fn new(len: usize, action: Action, features: Features) -> Insn {
+        Insn { len, action, disp: 0, number: 0, features }
+    }
 }
 
 /// Who wants to know the operands of an accepted instruction.
@@ -119,8 +119,8 @@ impl Sink for Option<Operands> {
     }
 }
 
-/// The fields of a decoded instruction; the walk does not need them, the comparison with other decoders does.
-#[derive(Clone, Copy, Debug)]
+/// The fields of a decoded instruction, for modes and for the comparison with other decoders; the walk without modes does not need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operands {
     pub(crate) line: &'static Line,
     pub(crate) memory: Option<Memory>,
@@ -141,6 +141,8 @@ pub(crate) struct Operands {
 pub(crate) struct Machine {
     /// Segment prefix of window operands.
     segment: u8,
+    /// It and 67 behind it, as a little-endian number.
+    window_prefixes: u64,
     kernel: bool,
     /// CHECK is a unit.
     matched: bool,
@@ -152,109 +154,25 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) const fn new(host: Host, mode: Mode) -> Machine {
-        let (segment, kernel) = match host {
-            Host::User => (0x65, false),
-            Host::Kernel => (0x64, true),
+        let (segment, window_prefixes, kernel) = match host {
+            Host::User => (0x65, 0x6765, false),
+            Host::Kernel => (0x64, 0x6764, true),
         };
-        Machine { segment, kernel, matched: mode.matched, metered: mode.metered, loads: matches!(mode.protect, Protect::Stores) }
+        Machine {
+            segment,
+            window_prefixes,
+            kernel,
+            matched: mode.matched,
+            metered: mode.metered,
+            loads: matches!(mode.protect, Protect::Stores),
+        }
     }
 
-    /// The same without modes, so that the compiler sees that there are none.
+    /// Whether a mode has fused units.
     #[inline(always)]
-    pub(crate) const fn sandbox(self) -> Machine {
-        Machine { matched: false, metered: false, loads: false, ..self }
+    const fn has_units(self) -> bool {
+        self.matched | self.metered
     }
-}
-
-/// Legacy prefixes, one bit each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Prefixes(u8);
-
-impl Prefixes {
-    const SEGMENT: u8 = 1;
-    /// 67.
-    const SHORT: u8 = 2;
-    const LOCK: u8 = 4;
-    /// 66.
-    const OPSIZE: u8 = 8;
-    /// F3 or F2; which, is the column that selected the line.
-    const REP: u8 = 16;
-    const REPNE: u8 = 32;
-
-    #[inline(always)]
-    const fn has(self, bits: u8) -> bool {
-        self.0 & bits != 0
-    }
-
-    #[inline(always)]
-    const fn any(self) -> bool {
-        self.0 != 0
-    }
-
-    #[inline(always)]
-    const fn without(self, bits: u8) -> Prefixes {
-        Prefixes(self.0 & !bits)
-    }
-}
-
-/// REX, or the same bits of VEX behind 0x40; 0 without either. The register extensions are 0 or 8.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Extension(u8);
-
-impl Extension {
-    #[inline(always)]
-    const fn present(self) -> bool {
-        self.0 != 0
-    }
-    #[inline(always)]
-    const fn w(self) -> bool {
-        self.0 & 8 != 0
-    }
-    #[inline(always)]
-    const fn r(self) -> u8 {
-        (self.0 & 4) << 1
-    }
-    #[inline(always)]
-    const fn x(self) -> u8 {
-        (self.0 & 2) << 2
-    }
-    #[inline(always)]
-    const fn b(self) -> u8 {
-        (self.0 & 1) << 3
-    }
-    /// A REX that changes nothing but the meaning of byte registers 4 to 7.
-    #[inline(always)]
-    const fn is_bare(self) -> bool {
-        self.0 == 0x40
-    }
-}
-
-/// Whether a byte is a legacy prefix of [`Prefixes`].
-static IS_PREFIX: [bool; 256] = {
-    let mut table = [false; 256];
-    table[0x64] = true;
-    table[0x65] = true;
-    table[0x66] = true;
-    table[0x67] = true;
-    table[0xf0] = true;
-    table[0xf2] = true;
-    table[0xf3] = true;
-    table
-};
-
-/// An instruction up to and with its opcode.
-#[derive(Clone, Copy, Debug)]
-struct Opcode {
-    prefixes: Prefixes,
-    extension: Extension,
-    line: &'static Line,
-    groups: &'static [Group],
-    byte: u8,
-    /// Index after the opcode.
-    at: usize,
-    vex: bool,
-    vvvv: u8,
-    l: bool,
 }
 
 type Decoded<T> = Result<T, Rule>;
@@ -274,158 +192,34 @@ fn signed_byte(window: &Window, at: usize) -> i32 {
     i32::from(byte(window, at).cast_signed())
 }
 
-#[inline(always)]
-fn column<T>(map: &'static [T; 4], prefix: usize, fallback: &'static T) -> &'static T {
-    map.get(prefix).unwrap_or(fallback)
-}
-
-static DENY: Line = Line::DENY;
-static DENY_MAP: table::Map = [Line::DENY; 256];
-
-#[inline(always)]
-fn line_of(map: &'static table::Map, opcode: u8) -> &'static Line {
-    map.get(usize::from(opcode)).unwrap_or(&DENY)
-}
-
 /// Decodes the instruction or unit at the window's start. Its length may exceed what the text has left; the caller compares.
 ///
 /// # Errors
 /// The rule that the bytes violate by themselves.
 #[inline(always)]
-pub(crate) fn decode(window: &Window, machine: Machine, sink: &mut impl Sink) -> Decoded<Insn> {
-    let mut prefixes = Prefixes::default();
-    let mut at = 0_usize;
-    let mut first = byte(window, 0);
-    if IS_PREFIX.get(usize::from(first)).copied().unwrap_or(false) {
-        (prefixes, at) = legacy_prefixes(window, machine);
-        first = byte(window, at);
-    }
-    let mut extension = Extension::default();
-    if first & 0xf0 == 0x40 {
-        extension = Extension(first);
-        at = at.wrapping_add(1);
-        first = byte(window, at);
-    }
-    at = at.wrapping_add(1);
-    if first == 0x0f {
-        return two_byte(window, machine, prefixes, extension, at, sink);
-    }
-    if first & 0xfe == 0xc4 {
-        return vex(window, machine, prefixes, extension, first, at, sink);
-    }
-    let line = line_of(&table::ONE_BYTE, first);
-    let groups = &table::GROUPS;
-    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: first, at, vex: false, vvvv: 0, l: false }, sink)
-}
-
-/// Prefixes in canonical order, each at most once; the index after them. What is left is an opcode or a stray prefix.
-#[inline(always)]
-fn legacy_prefixes(window: &Window, machine: Machine) -> (Prefixes, usize) {
-    let mut prefixes = 0;
-    let mut at = 0_usize;
-    let mut next = |accepts: u8, bit: u8| {
-        let found = byte(window, at) == accepts;
-        if found {
-            prefixes |= bit;
-            at = at.wrapping_add(1);
+pub(crate) fn decode(window: &Window, machine: &Machine, sink: &mut impl Sink) -> Decoded<Insn> {
+    let head = Head::of(window, machine);
+    match quick(&head, machine.has_units()) {
+        Some(insn) => {
+            sink.take(head.operands());
+            Ok(insn)
         }
-        found
-    };
-    next(machine.segment, Prefixes::SEGMENT);
-    next(0x67, Prefixes::SHORT);
-    next(0xf0, Prefixes::LOCK);
-    next(0x66, Prefixes::OPSIZE);
-    if !next(0xf3, Prefixes::REP) {
-        next(0xf2, Prefixes::REPNE);
+        None => whole(head, machine, machine.has_units(), sink),
     }
-    (Prefixes(prefixes), at)
 }
 
+/// C4, C5.
+#[inline(never)]
+fn vex(window: &Window, machine: &Machine, op: Opcode, sink: &mut impl Sink) -> Decoded<Insn> {
+    let (op, modrm) = head::vex(window, op)?;
+    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, op, modrm, sink) }
+}
+
+/// Everything that [`quick`] does not take, and why what is refused is refused.
 #[inline(always)]
-fn two_byte(
-    window: &Window,
-    machine: Machine,
-    prefixes: Prefixes,
-    extension: Extension,
-    at: usize,
-    sink: &mut impl Sink,
-) -> Decoded<Insn> {
-    let second = byte(window, at);
-    let (map, opcode, at) = match second {
-        0x38 => (&table::MAP_0F38, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
-        0x3a => (&table::MAP_0F3A, byte(window, at.wrapping_add(1)), at.wrapping_add(2)),
-        _ => (&table::MAP_0F, second, at.wrapping_add(1)),
-    };
-    let column_of = match prefixes.0 >> 3 {
-        0 => table::NP,
-        1 => table::P66,
-        2 | 3 => table::PF3,
-        _ => table::PF2,
-    };
-    let line = line_of(column(map, column_of, &DENY_MAP), opcode);
-    // F3 and F2 always select the line; 66 selects it unless the line takes it as operand size.
-    let selecting = Prefixes::REP | Prefixes::REPNE;
-    let alone = !prefixes.has(selecting) && !line.has(flag::OPSIZE);
-    let prefixes = prefixes.without(if alone { Prefixes::OPSIZE } else { selecting });
-    let groups = &table::GROUPS_0F;
-    finish(window, machine, Opcode { prefixes, extension, line, groups, byte: opcode, at, vex: false, vvvv: 0, l: false }, sink)
-}
-
-fn vex(
-    window: &Window,
-    machine: Machine,
-    prefixes: Prefixes,
-    extension: Extension,
-    first: u8,
-    at: usize,
-    sink: &mut impl Sink,
-) -> Decoded<Insn> {
-    if extension.present() || prefixes.without(Prefixes::SEGMENT | Prefixes::SHORT).any() {
-        return Err(Rule::NotCanonical);
-    }
-    let head = byte(window, at);
-    let r = (!head & 0x80) >> 5;
-    let (xb, map, tail, at) = if first == 0xc5 {
-        (0, 1, head & 0x7f, at.wrapping_add(1))
-    } else {
-        ((!head & 0x60) >> 5, head & 0x1f, byte(window, at.wrapping_add(1)), at.wrapping_add(2))
-    };
-    let w = (tail & 0x80) >> 4;
-    if first == 0xc4 && map == 1 && xb | w == 0 {
-        return Err(Rule::NotCanonical);
-    }
-    let map = match map {
-        1 => &table::VEX_0F,
-        2 => &table::VEX_0F38,
-        3 => &table::VEX_0F3A,
-        _ => return Err(Rule::NotListed),
-    };
-    let opcode = byte(window, at);
-    let line = line_of(column(map, usize::from(tail & 3), &DENY_MAP), opcode);
-    let vvvv = (!tail >> 3) & 15;
-    let extension = Extension(0x40 | w | r | xb);
-    let groups = &table::GROUPS_VEX;
-    let l = tail & 4 != 0;
-    finish(
-        window,
-        machine,
-        Opcode { prefixes, extension, line, groups, byte: opcode, at: at.wrapping_add(1), vex: true, vvvv, l },
-        sink,
-    )
-}
-
-/// Everything after the opcode.
-#[inline(always)]
-fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sink) -> Decoded<Insn> {
-    let modrm = byte(window, op.at);
-    if op.line.kind == Kind::Group {
-        let group = op.groups.get(usize::from(op.line.group));
-        let register = u8::from(modrm >= 0xc0) << 3;
-        op.line = group.and_then(|lines| lines.get(usize::from((modrm >> 3) & 7 | register))).unwrap_or(&DENY);
-    }
-    if machine.matched | machine.metered
-        && let Some(insn) = mode::unit(window, machine, &op, modrm)?
-    {
+pub(crate) fn whole(head: Head<'_>, machine: &Machine, units: bool, sink: &mut impl Sink) -> Decoded<Insn> {
+    let Head { window, op, modrm, .. } = head;
+    if units && let Some(insn) = mode::unit(window, machine, &op, modrm)? {
         return Ok(insn);
     }
     // The frequent kinds are decided here, the others out of line.
@@ -437,6 +231,7 @@ fn finish(window: &Window, machine: Machine, mut op: Opcode, sink: &mut impl Sin
         Kind::AddImm | Kind::SubImm | Kind::CmpImm if modrm & 0xc7 != 0xc4 => Action::Next,
         Kind::Jcc | Kind::Jmp | Kind::Call => return special::branch(window, &op),
         Kind::Lea => return special::lea(window, op, modrm, sink),
+        Kind::Vex => return vex(window, machine, op, sink),
         _ => return special(window, machine, op, modrm, sink),
     };
     let insn = plain(window, machine, op, modrm, sink)?;
@@ -451,7 +246,7 @@ impl Operands {
 
 /// An instruction that is its line: prefixes and fields against what the line says.
 #[inline(always)]
-fn plain(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn plain(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let Opcode { prefixes, extension, line, .. } = op;
     if line.has(flag::W_ONE) && !extension.w() {
         return Err(Rule::NotListed);
@@ -510,7 +305,7 @@ fn plain(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut im
     if at > LONGEST_INSTRUCTION {
         return Err(Rule::NotListed);
     }
-    let insn = Insn { len: at, action: Action::Next, features: features(&operands) };
+    let insn = Insn::new(at, Action::Next, features(&operands));
     sink.take(operands);
     Ok(insn)
 }

@@ -17,7 +17,7 @@ const BYTE_LIMIT: u32 = 127;
 /// # Errors
 /// [`Rule::Meter`] for a `sub` of an immediate from r14 that is no METER.
 #[inline]
-pub(super) fn unit(window: &Window, machine: Machine, op: &Opcode, modrm: u8) -> Decoded<Option<Insn>> {
+pub(super) fn unit(window: &Window, machine: &Machine, op: &Opcode, modrm: u8) -> Decoded<Option<Insn>> {
     if op.prefixes.any() || op.extension.0 | 1 != 0x49 {
         return Ok(None);
     }
@@ -35,20 +35,22 @@ fn check(window: &Window, op: &Opcode, modrm: u8) -> Option<Insn> {
     if modrm < 0xc0 || register == 4 || dword(window, imm) != LIMIT {
         return None;
     }
-    let (abort, len) = jump(window, imm.wrapping_add(4), 0x77)?;
-    Some(Insn { len, action: Action::Check { register, abort }, features: Features::NONE })
+    let (disp, len) = jump(window, imm.wrapping_add(4), 0x77)?;
+    Some(Insn { disp, number: register.into(), ..Insn::new(len, Action::Check, Features::NONE) })
 }
 
 /// `sub $charge,%r14; jb`: 49 83 EE ib with 1 to 127, or 49 81 EE id with 128 to 1023, then 72 rel8 or 0F 82 rel32.
 fn meter(window: &Window, op: &Opcode) -> Decoded<Insn> {
     let imm = op.at.wrapping_add(1);
-    let (charge, end, least) = match op.byte {
+    let (number, end, least) = match op.byte {
         0x83 => (signed_byte(window, imm).cast_unsigned(), imm.wrapping_add(1), 1),
         _ => (dword(window, imm), imm.wrapping_add(4), BYTE_LIMIT.wrapping_add(1)),
     };
-    let charge = u16::try_from(charge).ok().filter(|&c| (least..=CHARGE_LIMIT).contains(&c.into())).ok_or(Rule::Meter)?;
-    let (abort, len) = jump(window, end, 0x72).ok_or(Rule::Meter)?;
-    Ok(Insn { len, action: Action::Meter { charge, abort }, features: Features::NONE })
+    if !(least..=CHARGE_LIMIT).contains(&number) {
+        return Err(Rule::Meter);
+    }
+    let (disp, len) = jump(window, end, 0x72).ok_or(Rule::Meter)?;
+    Ok(Insn { disp, number, ..Insn::new(len, Action::Meter, Features::NONE) })
 }
 
 /// The conditional jump `short` (or its long form) at `at`: displacement and the index after it.

@@ -44,7 +44,7 @@ pub(super) fn features(operands: &Operands) -> Features {
 /// A window operand (DESIGN §3): the policy's segment and either 67 with a base or index, or a bare displacement from 0 up. Where loads
 /// are left alone, those may lack the 67.
 #[inline(always)]
-pub(super) fn window_operand(window: &Window, machine: Machine, op: &Opcode, modrm: u8) -> Decoded<(Memory, usize)> {
+pub(super) fn window_operand(window: &Window, machine: &Machine, op: &Opcode, modrm: u8) -> Decoded<(Memory, usize)> {
     let (mut memory, next) = address(window, op.at, modrm, op.extension)?;
     let addressed = memory.base != Memory::NONE || memory.index != Memory::NONE;
     let short = op.prefixes.has(Prefixes::SHORT);

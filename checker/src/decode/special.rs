@@ -14,7 +14,7 @@ static BARE: Line = table::plain();
 static FNSTSW: Line = table::plain().with(flag::WRITES_A);
 /// The encodings that are more than their operands.
 #[inline(never)]
-pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+pub(super) fn special(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let bare = !op.prefixes.any() && !op.extension.present();
     match op.line.kind {
         Kind::Deny | Kind::Group => Err(Rule::NotListed),
@@ -22,7 +22,7 @@ pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, 
         Kind::StraySegment if op.byte == machine.segment => Err(Rule::NotCanonical),
         Kind::StraySegment => Err(Rule::MemoryForm),
         // Decided before.
-        Kind::Plain | Kind::Push | Kind::Pop | Kind::Jcc | Kind::Jmp | Kind::Call | Kind::Lea => Err(Rule::NotListed),
+        Kind::Plain | Kind::Push | Kind::Pop | Kind::Jcc | Kind::Jmp | Kind::Call | Kind::Lea | Kind::Vex => Err(Rule::NotListed),
         Kind::Fpu => fpu(window, machine, op, modrm, sink),
         Kind::Nop => no_op(window, machine, op, modrm, sink),
         Kind::LongNop => long_no_op(window, &op),
@@ -43,7 +43,7 @@ pub(super) fn special(window: &Window, machine: Machine, op: Opcode, modrm: u8, 
 /// An instruction without operands that ends `more` bytes after its opcode.
 #[inline(always)]
 fn control(op: &Opcode, more: usize, action: Action) -> Insn {
-    Insn { len: op.at.wrapping_add(more), action, features: Features::NONE }
+    Insn::new(op.at.wrapping_add(more), action, Features::NONE)
 }
 
 /// A direct branch or call: no prefix at all.
@@ -52,19 +52,19 @@ pub(super) fn branch(window: &Window, op: &Opcode) -> Decoded<Insn> {
     if op.prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
-    let (rel, more) = match op.line.imm {
+    let (disp, more) = match op.line.imm {
         Imm::B1 => (signed_byte(window, op.at), 1),
         _ => (dword(window, op.at).cast_signed(), 4),
     };
     let action = match op.line.kind {
-        Kind::Jcc => Action::Jcc(rel),
-        Kind::Call => Action::Call(rel),
-        _ => Action::Jmp(rel),
+        Kind::Jcc => Action::Jcc,
+        Kind::Call => Action::Call,
+        _ => Action::Jmp,
     };
-    Ok(control(op, more, action))
+    Ok(Insn { disp, ..control(op, more, action) })
 }
 
-fn fpu(window: &Window, machine: Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn fpu(window: &Window, machine: &Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let which = usize::from(op.byte & 7);
     if modrm >= 0xc0 {
         let forms = table::FPU_REGISTER.get(which).copied().unwrap_or(0);
@@ -84,7 +84,7 @@ fn fpu(window: &Window, machine: Machine, mut op: Opcode, modrm: u8, sink: &mut 
 }
 
 /// 90: `nop`, `66 nop`, `pause`, or an exchange with r8.
-fn no_op(window: &Window, machine: Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn no_op(window: &Window, machine: &Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if op.extension.b() != 0 {
         return plain(window, machine, op, modrm, sink);
     }
@@ -110,7 +110,7 @@ fn long_no_op(window: &Window, op: &Opcode) -> Decoded<Insn> {
     if let Some([0x84, 0xc0, immediate @ ..]) = rest.first_chunk::<6>()
         && !wide
     {
-        return Ok(control(op, 6, Action::Hint(u32::from_le_bytes(*immediate))));
+        return Ok(Insn { number: u32::from_le_bytes(*immediate), ..control(op, 6, Action::Hint) });
     }
     let listed = LONG_NO_OPS.iter().filter(|no_op| !wide || no_op.len() == 3 || no_op.len() == 6);
     match listed.into_iter().find(|no_op| rest.starts_with(no_op)) {
@@ -119,7 +119,7 @@ fn long_no_op(window: &Window, op: &Opcode) -> Decoded<Insn> {
     }
 }
 
-fn endbr(window: &Window, machine: Machine, op: &Opcode) -> Decoded<Insn> {
+fn endbr(window: &Window, machine: &Machine, op: &Opcode) -> Decoded<Insn> {
     if byte(window, op.at) != 0xfa {
         return Err(Rule::NotListed);
     }
@@ -139,12 +139,10 @@ fn limit(window: &Window, at: usize, endbr: bool) -> Decoded<Insn> {
     if byte(window, jump) != 0x0f || byte(window, jump.wrapping_add(1)) != 0x82 {
         return Err(Rule::Limit);
     }
-    let action = Action::Limit {
-        endbr,
-        limit: dword(window, at.wrapping_add(2)),
-        abort: dword(window, jump.wrapping_add(2)).cast_signed(),
-    };
-    Ok(Insn { len: jump.wrapping_add(6), action, features: Features::NONE })
+    let action = if endbr { Action::EndbrLimit } else { Action::Limit };
+    let disp = dword(window, jump.wrapping_add(2)).cast_signed();
+    let number = dword(window, at.wrapping_add(2));
+    Ok(Insn { disp, number, ..Insn::new(jump.wrapping_add(6), action, Features::NONE) })
 }
 
 /// `add`/`sub` of an immediate to rsp.
@@ -153,9 +151,9 @@ fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
         return Err(Rule::NotCanonical);
     }
     let at = op.at.wrapping_add(1);
-    let (imm, more) = if op.byte == 0x83 { (signed_byte(window, at), 2) } else { (dword(window, at).cast_signed(), 5) };
-    let down = if modrm & 0x38 == 0 { i64::from(imm).wrapping_neg() } else { i64::from(imm) };
-    Ok(control(&op, more, Action::Deepen(down)))
+    let (disp, more) = if op.byte == 0x83 { (signed_byte(window, at), 2) } else { (dword(window, at).cast_signed(), 5) };
+    let action = if modrm & 0x38 == 0 { Action::Up } else { Action::Down };
+    Ok(Insn { disp, ..control(&op, more, action) })
 }
 
 /// `lea`: no access, so no segment and no 67. From rsp only with a 32-bit result, or to rsp as a depth change.
@@ -177,18 +175,19 @@ pub(super) fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) 
         if !frame || !extension.w() || modrm < 0x40 {
             return Err(Rule::StackPointer);
         }
-        action = Action::Deepen(i64::from(memory.disp).wrapping_neg());
+        action = Action::Up;
     } else if memory.base == 4 && (extension.w() || opsize) {
         return Err(Rule::StackPointer);
     }
     let operands =
         Operands { memory: Some(memory), reg, w: extension.w(), opsize, rex: extension.present(), ..Operands::none(op.line) };
     sink.take(operands);
-    Ok(Insn { len: at, action, features: Features::NONE })
+    let disp = if action == Action::Up { memory.disp } else { 0 };
+    Ok(Insn { disp, ..Insn::new(at, action, Features::NONE) })
 }
 
 /// `and` with an immediate, alone or as the first half of a table call or jump.
-fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn and_or_table(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let insn = plain(window, machine, op, modrm, sink)?;
     if modrm < 0xc0 || op.extension.w() || op.prefixes.has(Prefixes::OPSIZE) {
         return Ok(insn);
@@ -218,14 +217,14 @@ fn and_or_table(window: &Window, machine: Machine, op: Opcode, modrm: u8, sink: 
     }
     let short = op.byte == 0x83;
     let imm = op.at.wrapping_add(1);
-    let mask = if short { signed_byte(window, imm).cast_unsigned() } else { dword(window, imm) };
+    let number = if short { signed_byte(window, imm).cast_unsigned() } else { dword(window, imm) };
     // A sign-extended byte is no table's mask, so the walk refuses it.
-    if !short && mask <= 127 {
+    if !short && number <= 127 {
         return Err(Rule::NotCanonical);
     }
     let disp = dword(window, at).cast_signed();
-    let action = if call { Action::TableCall { mask, disp } } else { Action::TableJmp { mask, disp } };
-    Ok(Insn { len: at.wrapping_add(4), action, ..insn })
+    let action = if call { Action::TableCall } else { Action::TableJmp };
+    Ok(Insn { len: at.wrapping_add(4), action, disp, number, ..insn })
 }
 
 /// `call`/`jmp` through memory: only `segment:disp32` with the 64-bit form and nothing else.
@@ -241,9 +240,9 @@ fn import(window: &Window, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Deco
         return Err(Rule::Table);
     }
     let disp = dword(window, op.at.wrapping_add(2)).cast_signed();
-    let action = if op.line.kind == Kind::CallMem { Action::ImportCall(disp) } else { Action::ImportJmp(disp) };
+    let action = if op.line.kind == Kind::CallMem { Action::ImportCall } else { Action::ImportJmp };
     let memory = Some(Memory { base: Memory::NONE, index: Memory::NONE, scale: 0, disp, wide: false });
     let operands = Operands { memory, ..Operands::none(op.line) };
     sink.take(operands);
-    Ok(Insn { len: op.at.wrapping_add(6), action, features: Features::NONE })
+    Ok(Insn { disp, ..control(op, 6, action) })
 }

@@ -1,5 +1,6 @@
 //! What a line of the allow-list says.
 
+use super::quick::Quick;
 use super::sets::{AVX, AVX2, BASE, SSE2};
 
 /// How the walk and the decoder treat an encoding.
@@ -15,6 +16,8 @@ pub(crate) enum Kind {
     Plain,
     /// ModRM selects the line in the map's group `group`.
     Group,
+    /// C4, C5: VEX.
+    Vex,
     /// x87, D8 to DF.
     Fpu,
     /// 90: `nop`, with F3 `pause`, with REX.B an exchange.
@@ -183,6 +186,7 @@ pub(crate) mod flag {
 }
 
 /// One encoding of the allow-list.
+#[repr(align(32))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     pub(crate) kind: Kind,
@@ -200,6 +204,8 @@ pub(crate) struct Line {
     pub(crate) wide: u8,
     pub(crate) value: Value,
     pub(crate) flags: u16,
+    /// What [`Line::seal`] makes of the rest.
+    pub(crate) quick: Quick,
 }
 
 /// [`Line::wide`]: there is no 256-bit form.
@@ -250,6 +256,7 @@ pub(crate) const fn plain() -> Line {
         wide: NO_WIDE,
         value: Value::Any,
         flags: 0,
+        quick: Quick::NEVER,
     }
 }
 
@@ -296,6 +303,12 @@ impl Line {
     #[inline]
     pub(crate) const fn has(&self, attribute: u16) -> bool {
         self.flags & attribute != 0
+    }
+
+    /// Mask of the registers written besides the operands: rax, rcx, rdx are 0, 1, 2, as are their attributes.
+    #[inline]
+    pub(crate) const fn implicit_writes(&self) -> u16 {
+        self.flags >> flag::WRITES_A.trailing_zeros() & 7
     }
 
     const fn sized(self, operand: Operand) -> Line {
@@ -367,5 +380,10 @@ impl Line {
 
     pub(crate) const fn w1(self) -> Line {
         self.with(flag::W_ONE)
+    }
+
+    /// As it goes into a map at `opcode`, or into a group.
+    pub(crate) const fn seal(self, opcode: usize) -> Line {
+        Line { quick: Quick::of(&self, opcode), ..self }
     }
 }

@@ -10,6 +10,7 @@ mod map_0f;
 mod map_0f38;
 mod map_0f3a;
 mod one_byte;
+mod quick;
 mod sets;
 mod vex_0f;
 mod vex_0f38;
@@ -21,6 +22,7 @@ pub(crate) use map_0f::{GROUPS as GROUPS_0F, MAP as MAP_0F};
 pub(crate) use map_0f3a::MAP as MAP_0F3A;
 pub(crate) use map_0f38::MAP as MAP_0F38;
 pub(crate) use one_byte::{GROUPS, MAP as ONE_BYTE};
+pub(crate) use quick::{MODRM, SIB, Shown, mark};
 pub(crate) use sets::SETS;
 pub(crate) use vex_0f::{GROUPS as GROUPS_VEX, MAP as VEX_0F};
 pub(crate) use vex_0f3a::MAP as VEX_0F3A;
@@ -87,7 +89,7 @@ const fn fill(mut map: Map, first: usize, last: usize, line: Line) -> Map {
     let mut op = first;
     while op <= last {
         assert!(map[op].is_deny(), "two lines for one encoding");
-        map[op] = line;
+        map[op] = line.seal(op);
         op += 1;
     }
     map
@@ -116,10 +118,10 @@ const fn fill_group(mut group: Group, reg: usize, form: &[u8], line: Line) -> Gr
     assert!(!memory || group[reg].is_deny(), "two lines for one encoding");
     assert!(!register || group[reg + 8].is_deny(), "two lines for one encoding");
     if memory {
-        group[reg] = line;
+        group[reg] = line.seal(0);
     }
     if register {
-        group[reg + 8] = line;
+        group[reg + 8] = line.seal(0);
     }
     group
 }

@@ -134,6 +134,7 @@ pub(crate) static MAP: Map = map! {
     0xc0 => group_of(SHIFT8_IMM), "";
     0xc1 => group_of(SHIFT_V_IMM), "";
     0xc3 => plain().kind(Kind::Ret), "ret";
+    0xc4..=0xc5 => plain().kind(Kind::Vex), "";
     0xc6 => group_of(MOV8), "";
     0xc7 => group_of(MOV_V), "";
     0xd0 => group_of(SHIFT8), "";
