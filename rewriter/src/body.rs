@@ -8,9 +8,11 @@ use crate::functions::{BranchTarget, CodeRef, Functions, branch_target, decode, 
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{Table, TableId};
 use crate::transfer;
-use crate::values::{State, Value};
+use crate::values::{Frame, State, Value};
+use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Which copy of an instruction this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -172,6 +174,8 @@ pub(crate) struct Discovery<'a> {
     problems: Vec<Diagnostic>,
     /// Depths for which code was copied that is more than an epilogue.
     copies: BTreeSet<i32>,
+    /// Made once: it allocates.
+    pub info: InstructionInfoFactory,
 }
 
 impl<'a> Discovery<'a> {
@@ -192,6 +196,7 @@ impl<'a> Discovery<'a> {
             all_tables_known: false,
             problems: Vec::new(),
             copies: BTreeSet::new(),
+            info: InstructionInfoFactory::new(),
         }
     }
 
@@ -235,14 +240,7 @@ impl<'a> Discovery<'a> {
         for (key, old) in &self.index {
             renumber[*old as usize] = Body::position(&index, *key);
         }
-        for node in &mut nodes {
-            for slot in node.state.frame.values_mut() {
-                for push in slot.pushes.iter_mut().filter(|p| **p != crate::values::NOT_PUSHED) {
-                    *push = renumber[*push as usize];
-                }
-                slot.pushes.sort_unstable();
-            }
-        }
+        renumber_pushes(&mut nodes, &renumber);
         Body {
             entry: self.entry,
             name,
@@ -300,11 +298,11 @@ impl<'a> Discovery<'a> {
     }
 
     fn step(&mut self, id: u32) {
-        let Node { key, insn, state, .. } = self.nodes[id as usize].clone();
+        let Node { key, insn, ref state, .. } = self.nodes[id as usize];
+        let mut after = state.clone();
         let deeper = if transfer::resets_rsp(&insn) { 0 } else { key.context.deeper };
         let context = Context { deeper, ..key.context };
         let next = Key { context, at: CodeRef { section: key.at.section, offset: key.at.offset + insn.len() as u64 } };
-        let mut after = state.clone();
         let flow = match self.flow(id, key, next, &insn, &mut after) {
             Ok(flow) => self.redirect(flow, &after),
             Err((code, message)) => {
@@ -592,6 +590,26 @@ impl<'a> Discovery<'a> {
             self.tables.push(table);
             (self.tables.len() - 1) as TableId
         })
+    }
+}
+
+/// Gives the pushes in all frames their new numbers; frames that were one stay one.
+fn renumber_pushes(nodes: &mut [Node], renumber: &[u32]) {
+    // The old frames are kept until the end, so that no new one can take the place of one of them.
+    let mut done: HashMap<*const Frame, (Arc<Frame>, Arc<Frame>)> = HashMap::new();
+    for node in nodes {
+        let old = &node.state.frame;
+        let (_, new) = done.entry(Arc::as_ptr(old)).or_insert_with(|| {
+            let mut new = Frame::clone(old);
+            for slot in new.values_mut() {
+                for push in slot.pushes.iter_mut().filter(|p| **p != crate::values::NOT_PUSHED) {
+                    *push = renumber[*push as usize];
+                }
+                slot.pushes.sort_unstable();
+            }
+            (Arc::clone(old), Arc::new(new))
+        });
+        node.state.frame = Arc::clone(new);
     }
 }
 

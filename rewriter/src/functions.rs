@@ -3,8 +3,9 @@
 use crate::elf;
 use crate::liveness::CALLER_SAVED;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolKind};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
 /// A place in original code: section and byte offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,8 +4,8 @@ use crate::emit::Stub;
 use crate::functions::CodeRef;
 use crate::plan::{Piece, Plan, Target, UD2};
 use cordon_checker::layout::Forget;
+use foldhash::{HashMap, HashMapExt as _};
 use rayon::prelude::*;
-use std::collections::HashMap;
 
 /// A text offset of the new code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -2,9 +2,9 @@
 
 use crate::body::{Body, Flow, Node, Outside};
 use crate::functions::CodeRef;
+use foldhash::HashMap;
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
 use rayon::prelude::*;
-use std::collections::HashMap;
 
 /// A set of general registers (bit = hardware number) and status flags ([`RflagsBits`] of OF, SF, ZF, AF, CF, PF).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -14,8 +14,8 @@ use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrume
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
+use foldhash::HashMap;
 use rayon::prelude::*;
-use std::collections::HashMap;
 
 /// Rewrites objects and archives into one image and runs the checker on it.
 ///

@@ -7,7 +7,8 @@ use crate::functions::CodeRef;
 use crate::program::{Program, SectionId, SectionKind};
 use crate::select::{GotWord, Selection};
 use cordon_checker::layout::{self, Region, RegionKind};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use foldhash::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PAGE: u32 = 4096;
 /// Unmapped bytes between areas, so that running off one faults.

@@ -4,19 +4,16 @@ use crate::body::{Discovery, Key};
 use crate::diag::Reason;
 use crate::elf;
 use crate::functions::{CodeRef, decode, exact_target, relocs_at};
-use crate::liveness::CALLER_SAVED;
+use crate::liveness::{CALLER_SAVED, written};
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{self, TableKind};
 use crate::values::{Slot, State, Value};
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use std::sync::Arc;
 
 /// The state after a call that may change the registers `clobbers` (bit = number).
 pub fn clobber_by_call(state: &mut State, clobbers: u16) {
-    for (number, value) in state.registers.iter_mut().enumerate() {
-        if (clobbers & CALLER_SAVED) >> number & 1 == 1 {
-            *value = Value::Unknown;
-        }
-    }
+    state.forget(clobbers & CALLER_SAVED);
 }
 
 /// An address as far as it is known.
@@ -147,17 +144,13 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
         begin_probe(ctx, insn, state)?;
     }
     no_old_copy(ctx, insn, state)?;
-    if writes_rsp(insn) {
+    let writes = written(&mut ctx.info, insn);
+    if writes >> Register::RSP.number() & 1 == 1 {
         return move_rsp(ctx, key, insn, state);
     }
     note_store(ctx.program, key.at, insn, state);
     let result = value_of(ctx, id, key.at, insn, state);
-    let mut info = InstructionInfoFactory::new();
-    for used in info.info(insn).used_registers() {
-        if matches!(used.access(), OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite) {
-            state.set(used.register(), Value::Unknown);
-        }
-    }
+    state.forget(writes);
     if let Some((register, value)) = result {
         state.set(register, value);
     }
@@ -166,14 +159,6 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
 
 fn refused(insn: &Instruction) -> Reason {
     ("unsupported-instruction", format!("`{insn}` cannot be carried over"))
-}
-
-fn writes_rsp(insn: &Instruction) -> bool {
-    let mut info = InstructionInfoFactory::new();
-    info.info(insn).used_registers().iter().any(|u| {
-        u.register().full_register() == Register::RSP
-            && !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
-    })
 }
 
 /// Whether `insn` gives rsp a value that does not depend on what it was.
@@ -204,7 +189,7 @@ fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
         _ => Value::Unknown,
     };
     state.set_depth(state.depth + 8);
-    state.frame.insert(-state.depth, Slot { pushes: vec![id], value });
+    Arc::make_mut(&mut state.frame).insert(-state.depth, Slot { pushes: vec![id], value });
     Ok(())
 }
 
@@ -356,7 +341,7 @@ fn note_store(program: &Program, at: CodeRef, insn: &Instruction, state: &mut St
             (stores_register, state.register(insn.op1_register()))
         {
             let absent = Slot { pushes: vec![crate::values::NOT_PUSHED], value };
-            state.frame.entry(offset).or_insert(absent).value = value;
+            Arc::make_mut(&mut state.frame).entry(offset).or_insert(absent).value = value;
         }
     }
 }

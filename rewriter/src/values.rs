@@ -2,7 +2,8 @@
 
 use crate::program::SectionId;
 use iced_x86::Register;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// An abstract 64-bit value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -53,6 +54,19 @@ pub struct Slot {
     pub value: Value,
 }
 
+impl Slot {
+    /// What is known when control arrives with either slot.
+    fn join(&self, other: &Slot) -> Slot {
+        let mut pushes: Vec<u32> = self.pushes.iter().chain(&other.pushes).copied().collect();
+        pushes.sort_unstable();
+        pushes.dedup();
+        Slot { pushes, value: self.value.join(other.value) }
+    }
+}
+
+/// Slots by offset from rsp at entry (−8 is the first one below the return address).
+pub type Frame = BTreeMap<i32, Slot>;
+
 /// The abstract state before an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -61,8 +75,8 @@ pub struct State {
     /// After `alloca`: rsp stands for the arena word, the native stack stays at `depth`.
     pub dynamic: bool,
     pub registers: [Value; 16],
-    /// By offset from rsp at entry (−8 is the first slot below the return address).
-    pub frame: BTreeMap<i32, Slot>,
+    /// Shared by the many instructions that change nothing in it.
+    pub frame: Arc<Frame>,
 }
 
 impl State {
@@ -71,7 +85,7 @@ impl State {
     pub fn entry() -> State {
         let mut registers = [Value::Entry; 16];
         registers[Register::RSP.number()] = Value::Unknown;
-        State { depth: 0, dynamic: false, registers, frame: BTreeMap::new() }
+        State { depth: 0, dynamic: false, registers, frame: Arc::default() }
     }
 
     /// The value of a full 64-bit register (rsp included); `Unknown` for anything else.
@@ -96,10 +110,21 @@ impl State {
         }
     }
 
+    /// Records that the registers of `set` (bit = number) were written.
+    pub fn forget(&mut self, set: u16) {
+        for (number, value) in self.registers.iter_mut().enumerate() {
+            if set >> number & 1 == 1 {
+                *value = Value::Unknown;
+            }
+        }
+    }
+
     /// Moves rsp to `depth`; slots that are no longer allocated are forgotten.
     pub fn set_depth(&mut self, depth: i32) {
         self.depth = depth;
-        self.frame = self.frame.split_off(&-depth);
+        if self.frame.first_key_value().is_some_and(|(lowest, _)| *lowest < -depth) {
+            self.frame = Arc::new(self.frame.range(-depth..).map(|(at, slot)| (*at, slot.clone())).collect());
+        }
     }
 
     /// Merges `other` into `self`. `Err` if the depths differ, else whether anything changed.
@@ -116,31 +141,33 @@ impl State {
             changed |= joined != *mine;
             *mine = joined;
         }
-        let offsets: Vec<i32> = self.frame.keys().chain(other.frame.keys()).copied().collect();
-        for offset in offsets {
-            let absent = Slot { pushes: vec![NOT_PUSHED], value: Value::Unknown };
-            let theirs = other.frame.get(&offset).unwrap_or(&absent);
-            let mine = self.frame.entry(offset).or_insert_with(|| {
-                changed = true;
-                absent.clone()
-            });
-            let value = mine.value.join(theirs.value);
-            changed |= value != mine.value;
-            mine.value = value;
-            for push in &theirs.pushes {
-                if let Err(at) = mine.pushes.binary_search(push) {
-                    mine.pushes.insert(at, *push);
-                    changed = true;
-                }
-            }
+        if self.frame != other.frame {
+            changed |= self.join_frame(&other.frame);
         }
         Ok(changed)
     }
 
+    /// Merges the slots of `other`; whether anything changed.
+    fn join_frame(&mut self, other: &Frame) -> bool {
+        let absent = Slot { pushes: vec![NOT_PUSHED], value: Value::Unknown };
+        let offsets: BTreeSet<i32> = self.frame.keys().chain(other.keys()).copied().collect();
+        let mut changed = false;
+        for offset in offsets {
+            let mine = self.frame.get(&offset);
+            let joined = mine.unwrap_or(&absent).join(other.get(&offset).unwrap_or(&absent));
+            if mine != Some(&joined) {
+                Arc::make_mut(&mut self.frame).insert(offset, joined);
+                changed = true;
+            }
+        }
+        changed
+    }
+
     /// A store of `size` bytes at frame offset `at` forgets what the slots under it held.
     pub fn overwrite(&mut self, at: i32, size: i32) {
-        for (_, slot) in self.frame.range_mut(at - 7..at + size) {
-            slot.value = Value::Unknown;
+        let under = at - 7..at + size;
+        if self.frame.range(under.clone()).any(|(_, slot)| slot.value != Value::Unknown) {
+            Arc::make_mut(&mut self.frame).range_mut(under).for_each(|(_, slot)| slot.value = Value::Unknown);
         }
     }
 }

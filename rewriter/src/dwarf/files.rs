@@ -1,6 +1,6 @@
 //! The source files that lines refer to, each once.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 /// Longest directory or file name that is carried over, bytes (Linux's PATH_MAX).
 pub(super) const MAX_PATH: usize = 4096;

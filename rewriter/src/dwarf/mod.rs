@@ -10,7 +10,7 @@ mod write;
 use crate::emit::{DebugSections, ImageSymbol, MapEntry};
 use crate::program::{Program, SectionId};
 use files::Files;
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 /// DWARF sections that give addresses of the image the functions, files and lines of the objects.
 ///

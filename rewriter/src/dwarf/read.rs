@@ -5,9 +5,9 @@
 use super::files::{FileId, Files, MAX_PATH};
 use super::{Lines, Position, Row};
 use crate::program::{DebugSection, Definition, ObjectInfo, Program, Reloc, SectionId, SectionKind};
+use foldhash::{HashMap, HashMapExt as _};
 use gimli::{AttributeValue, DebugAbbrev, DebugLineOffset, EndianSlice, LittleEndian, Reader, UnitType};
 use object::elf;
-use std::collections::HashMap;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 /// Why the rest of an object's lines is left out.

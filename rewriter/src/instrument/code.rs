@@ -4,8 +4,9 @@ use crate::plan::memory::FREE;
 use crate::plan::{Piece, Plan, Target};
 use cordon_checker::policy::Host;
 use cordon_checker::{Description, Flow, describe_in};
+use foldhash::HashMap;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One instruction, or one fused unit of the checker.
 #[derive(Clone, Debug)]

@@ -20,8 +20,8 @@ use crate::space::Space;
 use cordon_checker::layout;
 use cordon_checker::policy::Host;
 use cordon_checker::{Mode, Policy, describe};
+use foldhash::HashMap;
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
-use std::collections::HashMap;
 
 /// Where a jump within a body goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -23,7 +23,7 @@ impl Native {
     #[must_use]
     pub fn set(&self, node: &Node) -> u64 {
         let mut set = 0;
-        for (offset, slot) in &node.state.frame {
+        for (offset, slot) in node.state.frame.iter() {
             let index = -offset / 8 - 1;
             let native = slot.pushes.iter().all(|&p| p != NOT_PUSHED && self.push[p as usize]);
             if native && index < HINT_SLOTS.cast_signed() {
