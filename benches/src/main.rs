@@ -1,8 +1,9 @@
 //! Side-by-side measurements: the same objects, linked natively and rewritten for a window.
 //!
 //! [`subject`] builds both forms in several code layouts, [`measure`] times them in interleaved rounds, [`stats`] takes medians,
-//! [`report`] writes tables and JSON.
+//! [`report`] writes tables and JSON. [`archives`] measures the rewriter itself.
 
+mod archives;
 mod measure;
 mod modes;
 mod report;
@@ -29,6 +30,8 @@ enum Command {
     Overhead(Measurement),
     /// What each mode costs in a window: flavours, metering, time limits, against native
     Modes(Measurement),
+    /// What becomes of prebuilt archives, and how long the rewriter takes
+    Archives(archives::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Overhead(args) => overhead(&args),
         Command::Modes(args) => modes(&args),
+        Command::Archives(args) => archives::run(&args),
     }
 }
 

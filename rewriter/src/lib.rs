@@ -2,6 +2,7 @@
 
 use cordon_checker::Mode;
 
+pub mod accounts;
 pub mod body;
 pub mod count;
 pub mod diag;
@@ -21,6 +22,7 @@ pub mod operand;
 pub mod pipeline;
 pub mod plan;
 pub mod program;
+pub mod progress;
 pub mod select;
 pub mod space;
 pub mod syscall;
@@ -106,4 +108,4 @@ pub struct Rewritten {
     pub explanations: Vec<Explanation>,
 }
 
-pub use pipeline::rewrite;
+pub use pipeline::{rewrite, rewrite_watched};

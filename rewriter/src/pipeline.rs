@@ -8,6 +8,7 @@ use crate::layout::Text;
 use crate::object::{self, Input, MergeOptions};
 use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
+use crate::progress::{Phase, Progress};
 use crate::select::{self, GATES, START, TRAPS};
 use crate::space::{self, MAX_DEPTH};
 use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, jumps, layout, liveness, syscall};
@@ -22,6 +23,14 @@ use rayon::prelude::*;
 /// # Errors
 /// Everything that cannot be done safely and faithfully, each with its place.
 pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusals> {
+    rewrite_watched(inputs, options, &Progress::default())
+}
+
+/// [`rewrite`], with the way it goes in `progress`.
+///
+/// # Errors
+/// The same.
+pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress) -> Result<Rewritten, Refusals> {
     let mut imports = options.imports.clone();
     if options.syscalls {
         imports.push(syscall::IMPORT.to_owned());
@@ -35,7 +44,7 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     }
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
-    let mut chosen = select::select(&program, &functions, entries, &imports)?;
+    let mut chosen = select::select(&program, &functions, entries, &imports, progress)?;
     if options.mode.metered {
         count::free(&program, &mut chosen.bodies)?;
     }
@@ -43,7 +52,8 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
     let env =
         Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies, mode: options.mode };
-    let plans = plans(env)?;
+    let plans = plans(env, progress)?;
+    progress.enter(Phase::Placing, 0);
     let text = text(env, &plans)?;
     let (rodata, data) = fixup::data(env)?;
     let mut image = Image { rodata, data, ..Image::default() };
@@ -53,8 +63,10 @@ pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusal
     image.stubs.clone_from(&text.stubs);
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
     image.text.clone_from(&text.bytes);
+    progress.enter(Phase::Checking, 0);
     let features = self_check(env, &image, &text)?;
     image.note.features = features;
+    progress.enter(Phase::Writing, 0);
     image.debug = crate::dwarf::lines(&program, &image.map, &image.symbols);
     let explanations = explanations(env, &plans, &text);
     let stats = stats(env, &text);
@@ -109,11 +121,16 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
     if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
 }
 
-fn plans(env: Env<'_>) -> Result<Vec<Plan>, Refusals> {
+fn plans(env: Env<'_>, progress: &Progress) -> Result<Vec<Plan>, Refusals> {
     let reserved = if env.mode.metered { count::COUNT_BIT } else { 0 };
     let live = liveness::solve(&env.chosen.bodies, reserved);
     let tail_called = instrument::tail_called(&env.chosen.bodies);
-    let planned = |i: usize| plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called));
+    progress.enter(Phase::Planning, env.chosen.bodies.len());
+    let planned = |i: usize| {
+        let plan = plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called));
+        progress.step();
+        plan
+    };
     let results: Vec<_> = (0..env.chosen.bodies.len()).into_par_iter().map(planned).collect();
     let mut plans = Vec::with_capacity(results.len());
     let mut problems = Vec::new();

@@ -6,6 +6,7 @@ use crate::elf;
 use crate::functions::{CodeRef, Functions, exact_target, is_absolute, relocs_at};
 use crate::operand::immediate_size;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolId, SymbolKind};
+use crate::progress::{Phase, Progress};
 use crate::transfer::is_got;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -91,7 +92,9 @@ pub fn select(
     functions: &Functions,
     entries: Vec<(String, CodeRef)>,
     imports: &[String],
+    progress: &Progress,
 ) -> Result<Selection, Refusals> {
+    progress.enter(Phase::Analysing, 0);
     let mut s = Selector {
         program,
         functions,
@@ -111,7 +114,13 @@ pub fn select(
         if wave.is_empty() {
             break;
         }
-        let found: Vec<_> = wave.par_iter().map(|&at| discover(program, functions, at)).collect();
+        progress.found(wave.len());
+        let discovered = |at: &CodeRef| {
+            let body = discover(program, functions, *at);
+            progress.step();
+            body
+        };
+        let found: Vec<_> = wave.par_iter().map(discovered).collect();
         for result in found {
             match result {
                 Ok(body) if functions.pops(body.entry) != 0 && s.called_from_outside(body.entry) => {

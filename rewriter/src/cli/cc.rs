@@ -177,7 +177,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     last.extend(compiler.support_library());
     inputs.extend(rewrite::read_inputs(&last)?);
     let link = Link { syscalls: true, ..own.link };
-    let args = rewrite::Args { inputs: Vec::new(), output: own.output, link, threads: None, format: own.format };
+    let args = rewrite::Args { inputs: Vec::new(), output: own.output, link, threads: None, quiet: false, format: own.format };
     rewrite::link(&args, &inputs)
 }
 

@@ -13,6 +13,7 @@ mod rewrite;
 mod run;
 mod size;
 mod view;
+mod watch;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use outcome::{Exit, Failure, Problem, Report};

@@ -1,12 +1,13 @@
 //! `cordon rewrite`: objects and archives in, a sealed image out.
 
 use super::outcome::{Exit, Failure, Problem, Report};
-use super::{Format, size::parse_size};
+use super::{Format, size::parse_size, watch::watched};
 use clap::ValueEnum;
 use cordon_checker::{Mode, Protect};
 use cordon_rewriter::diag::Refusals;
 use cordon_rewriter::object::Input;
-use cordon_rewriter::{Options, Rewritten, rewrite};
+use cordon_rewriter::progress::Progress;
+use cordon_rewriter::{Options, Rewritten, rewrite_watched};
 use serde_json::json;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -41,6 +42,9 @@ pub struct Args {
     /// Worker threads (default: all processors); the image is the same for any number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Show no progress bar (there is one only on a terminal, and only for long inputs)
+    #[arg(short, long)]
+    pub quiet: bool,
     /// How to print the summary and errors
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
@@ -129,7 +133,9 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
 
 /// Rewrites `inputs` and writes the image.
 pub fn link(args: &Args, inputs: &[Input]) -> Result<Report, Failure> {
-    let rewritten = on_threads(args.threads, || rewrite(inputs, &args.link.options()))?;
+    let progress = Progress::default();
+    let run = || rewrite_watched(inputs, &args.link.options(), &progress);
+    let rewritten = watched(&progress, args.quiet, || on_threads(args.threads, run))?;
     write_atomically(&args.output, &rewritten.image)?;
     Ok(summary(args, &rewritten))
 }

@@ -3,7 +3,6 @@
 mod attacks;
 mod jumps;
 mod programs;
-mod refusals;
 mod workouts;
 
 use std::io::Write as _;
