@@ -4,7 +4,7 @@ use crate::report;
 use crate::stats::median;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
-use cordon_rewriter::accounts::{Accounts, members, settle};
+use cordon_rewriter::accounts::{Accounts, member_of, members, settle};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, rewrite};
 use std::fmt::Write as _;
@@ -72,12 +72,12 @@ fn account(archive: &Archive) -> Result<Accounts> {
 /// The members, with the archive in their names.
 fn parts(archive: &Archive) -> Result<Vec<Input>> {
     let parts = members(&archive.read()?).with_context(|| archive.path)?;
-    Ok(parts.into_iter().map(|part| Input { name: format!("{}({})", archive.name, part.name), ..part }).collect())
+    Ok(parts.into_iter().map(|part| Input { name: format!("{}:{}", archive.name, part.name), ..part }).collect())
 }
 
 /// Measures in a process of its own, so that nothing but the rewriter's memory counts.
 fn together(accounts: &[(&Archive, Accounts)]) -> Result<String> {
-    let refused = accounts.iter().flat_map(|(_, found)| &found.refused).map(|d| d.place.object.clone());
+    let refused = accounts.iter().flat_map(|(_, found)| &found.refused).map(|d| member_of(d).to_owned());
     let without: Vec<String> = refused.collect();
     let mut all = Vec::new();
     for archive in ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)) {
@@ -99,7 +99,7 @@ fn speed(args: &Args) -> Result<()> {
     for archive in ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)) {
         all.extend(parts(archive)?.into_iter().filter(|part| !args.without.contains(&part.name)));
     }
-    let options = Options { syscalls: true, imports: args.import.clone(), ..Options::default() };
+    let options = Options { syscalls: true, whole_archive: true, imports: args.import.clone(), ..Options::default() };
     let (mut times, mut instructions) = (Vec::new(), 0);
     for _ in 0..RUNS {
         let start = Instant::now();

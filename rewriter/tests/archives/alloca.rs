@@ -19,7 +19,7 @@ const FORM: &str = "alloca: the arena word stands for the stack pointer";
 
 impl Comparison<'_> {
     /// Whether `w` is the arena word.
-    fn is_word(&mut self, w: Window) -> bool {
+    pub fn is_word(&mut self, w: Window) -> bool {
         let plain = w.base == Register::None && w.index == Register::None;
         plain && *self.alloca.word.get_or_insert(w.disp) == w.disp
     }

@@ -1,14 +1,14 @@
 //! Forms of control transfers.
 
-use crate::code::{Window, load, narrow, window};
-use crate::compare::{Comparison, Context, Form};
+use crate::code::{Window, constant, load, narrow, store, window};
+use crate::compare::{Comparison, Context, Form, import_name};
 use crate::image::Table;
 use crate::original::{Meaning, Place};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use object::elf;
 
 /// Host functions that do not come back.
-const NO_RETURN: [&str; 8] = ["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "longjmp", "__longjmp_chk"];
+const NO_RETURN: [&str; 7] = ["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "cordon.longjmp"];
 /// Functions whose call is a trap where nobody defines them.
 const TRAPS: [&str; 2] = ["__stack_chk_fail", "abort"];
 /// What stands for the instruction `syscall`.
@@ -100,6 +100,9 @@ impl Comparison<'_> {
 
     fn call(&mut self, context: &Context, target: &Meaning, code: &[Instruction]) -> Form {
         let code = self.without_copied_arguments(context, code)?;
+        if matches!(target, Meaning::Absent { name, .. } if import_name(name) == "cordon.setjmp") {
+            return self.setjmp(context, &code);
+        }
         let (first, rest) = code.split_first().ok_or("no call")?;
         let (form, returns) = match target {
             Meaning::Place(to) if first.code() == Code::Call_rel32_64 => {
@@ -107,7 +110,7 @@ impl Comparison<'_> {
                 ("call", !rest.is_empty() && self.new.never_returns(first.near_branch_target() as u32))
             }
             Meaning::Absent { name, .. } if first.code() == Code::Call_rm64 && self.calls_import(first, name) => {
-                ("call of a host function", NO_RETURN.contains(&name.as_str()))
+                ("call of a host function", NO_RETURN.contains(&import_name(name)))
             }
             Meaning::Absent { name, weak, .. } if first.code() == Code::Ud2 && (*weak || TRAPS.contains(&name.as_str())) => {
                 return Ok("call of an absent function: trap");
@@ -120,6 +123,35 @@ impl Comparison<'_> {
             _ => return Err("the call is thought not to return".into()),
         }
         Ok(form)
+    }
+
+    /// A call of setjmp: what the host's record does not hold goes with it, and back each time it returns.
+    fn setjmp(&mut self, context: &Context, code: &[Instruction]) -> Form {
+        let (first, rest) = code.split_first().ok_or("no call")?;
+        let (call, back) = rest.split_first().ok_or("no call")?;
+        if call.code() != Code::Call_rm64 || !self.calls_import(call, "setjmp") {
+            return Err("no call of the host's setjmp".into());
+        }
+        let handed = match (constant(first), back) {
+            // Nothing in the image allocates.
+            (Some((Register::RAX, 0)), []) => true,
+            (None, [copy, shift, put, cut]) => {
+                let upper = copy.code() == Code::Mov_rm64_r64
+                    && [copy.op0_register(), copy.op1_register()] == [Register::RCX, Register::RAX];
+                let down =
+                    shift.code() == Code::Shr_rm64_imm8 && shift.op0_register() == Register::RCX && shift.immediate8() == 32;
+                let word = store(put).filter(|(from, _)| *from == Register::ECX).map(|(_, to)| to);
+                let lower = cut.code() == Code::Mov_rm32_r32 && [cut.op0_register(), cut.op1_register()] == [Register::EAX; 2];
+                let taken = load(first).filter(|(to, _)| *to == Register::EAX).map(|(_, from)| from);
+                upper && down && lower && taken == word && word.is_some_and(|w| self.is_word(w))
+            }
+            _ => false,
+        };
+        if !handed {
+            return Err("the arena word does not go with it and back".into());
+        }
+        self.goes_on(context)?;
+        Ok("setjmp: the host's, with the arena word")
     }
 
     /// What `call|jmp *f@GOTPCREL(%rip)` goes to.

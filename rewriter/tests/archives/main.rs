@@ -15,6 +15,7 @@ use cordon_checker::{Mode, Protect};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
 use cordon_rewriter::Options;
 use cordon_rewriter::accounts::{Accounts, members, settle};
+use std::collections::BTreeSet;
 
 /// The archive, rewritten as far as it can be.
 fn whole(archive: &Archive, mode: Mode) -> Accounts {
@@ -28,9 +29,14 @@ fn whole(archive: &Archive, mode: Mode) -> Accounts {
 fn rewrite_all(mode: Mode) {
     for archive in &ARCHIVES {
         let found = whole(archive, mode);
-        let refused = accounts::refusals(archive, &found);
-        let listed = accounts::listed();
-        assert!(refused.is_subset(&listed.refused), "{}: {:?}", archive.name, refused.difference(&listed.refused));
+        // Another mode may find another reason first.
+        let places = |lines: BTreeSet<String>| {
+            lines.iter().filter_map(|l| l.split_once(": ").map(|(place, _)| place.to_owned())).collect()
+        };
+        let refused: BTreeSet<String> = places(accounts::refusals(archive, &found));
+        let listed: BTreeSet<String> = places(accounts::listed().refused);
+        let new: Vec<_> = refused.difference(&listed).collect();
+        assert!(new.is_empty(), "{}: refused in this mode: {new:?}", archive.name);
     }
 }
 
