@@ -162,7 +162,7 @@ fn no_jump_makes_a_slot_poppable_that_was_not_pushed() {
             String::from(".globl go\ngo: mov %rdi,%gs:0x200838; mov %rsi,%gs:0x200830; movq $0x201000,%gs:0x200900\n");
         for f in 0..=FUNCTIONS {
             source += &format!("f{f}:");
-            let frame: Vec<bool> = (0..random.next() % 7).map(|_| random.next() % 3 > 0).collect();
+            let frame: Vec<bool> = (0..random.next() % 7).map(|_| !random.next().is_multiple_of(3)).collect();
             for (slot, pushed) in frame.iter().enumerate() {
                 source += &if *pushed {
                     format!("mov ${},%ebx; push %rbx\n", TAG + 16 * f + slot as u64)
@@ -250,6 +250,17 @@ fn host_functions_are_not_jumped_over() {
         let report = fault.report();
         assert!(report.backtrace.contains(&Frame::Import("back".into())), "{:?}", report.backtrace);
     }
+}
+
+/// What a jump leaves behind does not change how the next host function returns.
+#[test]
+fn host_functions_return_to_their_callers_after_a_jump() {
+    let source = "
+        .globl f\nf: push %rbx; mov $0x200000,%edi; IMPORT 0; test %eax,%eax; jnz 1f; mov $0x200000,%edi; mov $3,%esi; IMPORT 1; ud2
+        1: mov %eax,%ebx; IMPORT 2; add %eax,%ebx; IMPORT 2; add %ebx,%eax; pop %rbx; ret";
+    let mut w =
+        Builder::new(source).imports(&[IMPORTS[0], IMPORTS[1], "ten"]).window_with(&Imports::new().function("ten", |_, _| 10));
+    assert_eq!(w.call("f", &[]).expect("returns"), 23);
 }
 
 #[test]
