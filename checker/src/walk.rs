@@ -93,6 +93,7 @@ impl<'t, const MODES: bool> Walk<'t, MODES> {
         }
     }
 
+    #[inline(never)]
     fn judge(mut self) -> Result<Summary, Reject> {
         self.seed_layout()?;
         self.run()?;

@@ -88,7 +88,7 @@ pub(super) struct Opcode {
     pub(super) prefixes: Prefixes,
     pub(super) extension: Extension,
     pub(super) line: &'static Line,
-    groups: &'static [Group],
+    pub(super) groups: &'static [Group],
     pub(super) byte: u8,
     /// Index after the opcode.
     pub(super) at: usize,
@@ -233,8 +233,8 @@ fn two_byte(window: &Window, op: Opcode) -> Opcode {
 ///
 /// # Errors
 /// The rule that the VEX prefix violates.
-pub(super) fn vex(window: &Window, op: Opcode) -> Decoded<(Opcode, u8)> {
-    let Opcode { prefixes, extension, byte: first, at, .. } = op;
+pub(super) fn vex(window: &Window, op: &Opcode) -> Decoded<(Opcode, u8)> {
+    let Opcode { prefixes, extension, byte: first, at, .. } = *op;
     if extension.present() || prefixes.without(Prefixes::SEGMENT | Prefixes::SHORT).any() {
         return Err(Rule::NotCanonical);
     }
@@ -261,7 +261,7 @@ pub(super) fn vex(window: &Window, op: Opcode) -> Decoded<(Opcode, u8)> {
     let extension = Extension(0x40 | w | r | xb);
     let l = tail & 4 != 0;
     let op =
-        Opcode { extension, line, groups: &table::GROUPS_VEX, byte: opcode, at: at.wrapping_add(1), vex: true, vvvv, l, ..op };
+        Opcode { extension, line, groups: &table::GROUPS_VEX, byte: opcode, at: at.wrapping_add(1), vex: true, vvvv, l, ..*op };
     let modrm = byte(window, op.at);
     Ok((op.of_group(modrm), modrm))
 }

@@ -210,9 +210,9 @@ pub(crate) fn decode(window: &Window, machine: &Machine, sink: &mut impl Sink) -
 
 /// C4, C5.
 #[inline(never)]
-fn vex(window: &Window, machine: &Machine, op: Opcode, sink: &mut impl Sink) -> Decoded<Insn> {
+fn vex(window: &Window, machine: &Machine, op: &Opcode, sink: &mut impl Sink) -> Decoded<Insn> {
     let (op, modrm) = head::vex(window, op)?;
-    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, op, modrm, sink) }
+    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, &op, modrm, sink) }
 }
 
 /// Everything that [`quick`] does not take, and why what is refused is refused.
@@ -230,11 +230,11 @@ pub(crate) fn whole(head: Head<'_>, machine: &Machine, units: bool, sink: &mut i
         // With a register operand of number 4, perhaps rsp.
         Kind::AddImm | Kind::SubImm | Kind::CmpImm if modrm & 0xc7 != 0xc4 => Action::Next,
         Kind::Jcc | Kind::Jmp | Kind::Call => return special::branch(window, &op),
-        Kind::Lea => return special::lea(window, op, modrm, sink),
-        Kind::Vex => return vex(window, machine, op, sink),
-        _ => return special(window, machine, op, modrm, sink),
+        Kind::Lea => return special::lea(window, &op, modrm, sink),
+        Kind::Vex => return vex(window, machine, &op, sink),
+        _ => return special(window, machine, &op, modrm, sink),
     };
-    let insn = plain(window, machine, op, modrm, sink)?;
+    let insn = plain(window, machine, &op, modrm, sink)?;
     Ok(Insn { action, ..insn })
 }
 
@@ -245,9 +245,9 @@ impl Operands {
 }
 
 /// An instruction that is its line: prefixes and fields against what the line says.
-#[inline(always)]
-fn plain(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
-    let Opcode { prefixes, extension, line, .. } = op;
+#[inline(never)]
+fn plain(window: &Window, machine: &Machine, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+    let Opcode { prefixes, extension, line, .. } = *op;
     if line.has(flag::W_ONE) && !extension.w() {
         return Err(Rule::NotListed);
     }
@@ -278,7 +278,7 @@ fn plain(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut i
             if line.size == Size::No {
                 return Err(Rule::NotListed);
             }
-            let (memory, next) = window_operand(window, machine, &op, modrm)?;
+            let (memory, next) = window_operand(window, machine, op, modrm)?;
             operands.memory = Some(memory);
             at = next;
         }
@@ -297,11 +297,11 @@ fn plain(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut i
         return Err(Rule::NotListed);
     }
     if op.vex {
-        vex_fields(&op, operands.memory.is_some())?;
+        vex_fields(op, operands.memory.is_some())?;
     } else if extension.is_bare() && !byte_register(&operands, modrm) {
         return Err(Rule::NotCanonical);
     }
-    at = at.wrapping_add(immediate(window, line.imm, at, &op)?);
+    at = at.wrapping_add(immediate(window, line.imm, at, op)?);
     if at > LONGEST_INSTRUCTION {
         return Err(Rule::NotListed);
     }

@@ -14,7 +14,7 @@ static BARE: Line = table::plain();
 static FNSTSW: Line = table::plain().with(flag::WRITES_A);
 /// The encodings that are more than their operands.
 #[inline(never)]
-pub(super) fn special(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+pub(super) fn special(window: &Window, machine: &Machine, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let bare = !op.prefixes.any() && !op.extension.present();
     match op.line.kind {
         Kind::Deny | Kind::Group => Err(Rule::NotListed),
@@ -25,18 +25,18 @@ pub(super) fn special(window: &Window, machine: &Machine, op: Opcode, modrm: u8,
         Kind::Plain | Kind::Push | Kind::Pop | Kind::Jcc | Kind::Jmp | Kind::Call | Kind::Lea | Kind::Vex => Err(Rule::NotListed),
         Kind::Fpu => fpu(window, machine, op, modrm, sink),
         Kind::Nop => no_op(window, machine, op, modrm, sink),
-        Kind::LongNop => long_no_op(window, &op),
-        Kind::Endbr => endbr(window, machine, &op),
+        Kind::LongNop => long_no_op(window, op),
+        Kind::Endbr => endbr(window, machine, op),
         Kind::AddImm | Kind::SubImm if modrm & 0xc7 == 0xc4 && op.extension.w() && op.extension.b() == 0 => {
             move_depth(window, op, modrm)
         }
         Kind::AndImm => and_or_table(window, machine, op, modrm, sink),
         Kind::CmpImm if machine.kernel && bare && op.byte == 0x81 && modrm == 0xfc => limit(window, op.at.wrapping_sub(1), false),
         Kind::AddImm | Kind::SubImm | Kind::CmpImm => plain(window, machine, op, modrm, sink),
-        Kind::CallMem | Kind::JmpMem => import(window, &op, modrm, sink),
+        Kind::CallMem | Kind::JmpMem => import(window, op, modrm, sink),
         Kind::Ret | Kind::Ud2 if !bare => Err(Rule::NotCanonical),
-        Kind::Ret => Ok(control(&op, 0, Action::Ret)),
-        Kind::Ud2 => Ok(control(&op, 0, Action::Ud2)),
+        Kind::Ret => Ok(control(op, 0, Action::Ret)),
+        Kind::Ud2 => Ok(control(op, 0, Action::Ud2)),
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) fn branch(window: &Window, op: &Opcode) -> Decoded<Insn> {
     Ok(Insn { disp, ..control(op, more, action) })
 }
 
-fn fpu(window: &Window, machine: &Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn fpu(window: &Window, machine: &Machine, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let which = usize::from(op.byte & 7);
     if modrm >= 0xc0 {
         let forms = table::FPU_REGISTER.get(which).copied().unwrap_or(0);
@@ -77,24 +77,24 @@ fn fpu(window: &Window, machine: &Machine, mut op: Opcode, modrm: u8, sink: &mut
         let features = table::SETS.get(usize::from(op.line.set)).copied().unwrap_or_default();
         let line = if op.byte == 0xdf && modrm == 0xe0 { &FNSTSW } else { &BARE };
         sink.take(Operands::none(line));
-        return Ok(Insn { features, ..control(&op, 1, Action::Next) });
+        return Ok(Insn { features, ..control(op, 1, Action::Next) });
     }
-    op.line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3 & 7))).unwrap_or(&DENY);
-    if op.line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, op, modrm, sink) }
+    let line = table::FPU_MEMORY.get(which).and_then(|lines| lines.get(usize::from(modrm >> 3 & 7))).unwrap_or(&DENY);
+    if line.is_deny() { Err(Rule::NotListed) } else { plain(window, machine, &Opcode { line, ..*op }, modrm, sink) }
 }
 
 /// 90: `nop`, `66 nop`, `pause`, or an exchange with r8.
-fn no_op(window: &Window, machine: &Machine, mut op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn no_op(window: &Window, machine: &Machine, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if op.extension.b() != 0 {
         return plain(window, machine, op, modrm, sink);
     }
     let pause = op.prefixes == Prefixes(Prefixes::REP);
-    op.prefixes = if pause { Prefixes::default() } else { op.prefixes.without(Prefixes::OPSIZE) };
-    if op.prefixes.any() || op.extension.present() {
+    let prefixes = if pause { Prefixes::default() } else { op.prefixes.without(Prefixes::OPSIZE) };
+    if prefixes.any() || op.extension.present() {
         return Err(Rule::NotCanonical);
     }
     sink.take(Operands::none(&BARE));
-    Ok(control(&op, 0, if pause { Action::Next } else { Action::Nop }))
+    Ok(control(op, 0, if pause { Action::Next } else { Action::Nop }))
 }
 
 /// The multi-byte no-ops that assemblers emit, after their 0F 1F.
@@ -146,19 +146,19 @@ fn limit(window: &Window, at: usize, endbr: bool) -> Decoded<Insn> {
 }
 
 /// `add`/`sub` of an immediate to rsp.
-fn move_depth(window: &Window, op: Opcode, modrm: u8) -> Decoded<Insn> {
+fn move_depth(window: &Window, op: &Opcode, modrm: u8) -> Decoded<Insn> {
     if op.prefixes.any() || op.extension.r() | op.extension.x() != 0 {
         return Err(Rule::NotCanonical);
     }
     let at = op.at.wrapping_add(1);
     let (disp, more) = if op.byte == 0x83 { (signed_byte(window, at), 2) } else { (dword(window, at).cast_signed(), 5) };
     let action = if modrm & 0x38 == 0 { Action::Up } else { Action::Down };
-    Ok(Insn { disp, ..control(&op, more, action) })
+    Ok(Insn { disp, ..control(op, more, action) })
 }
 
 /// `lea`: no access, so no segment and no 67. From rsp only with a 32-bit result, or to rsp as a depth change.
 #[inline(always)]
-pub(super) fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+pub(super) fn lea(window: &Window, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     if modrm >= 0xc0 {
         return Err(Rule::NotListed);
     }
@@ -187,7 +187,7 @@ pub(super) fn lea(window: &Window, op: Opcode, modrm: u8, sink: &mut impl Sink) 
 }
 
 /// `and` with an immediate, alone or as the first half of a table call or jump.
-fn and_or_table(window: &Window, machine: &Machine, op: Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
+fn and_or_table(window: &Window, machine: &Machine, op: &Opcode, modrm: u8, sink: &mut impl Sink) -> Decoded<Insn> {
     let insn = plain(window, machine, op, modrm, sink)?;
     if modrm < 0xc0 || op.extension.w() || op.prefixes.has(Prefixes::OPSIZE) {
         return Ok(insn);
