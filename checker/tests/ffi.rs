@@ -1,5 +1,7 @@
 //! Builds the C interface, links a C program with it and runs it; the link also proves that no panic can be reached.
 
+mod frames;
+
 use cordon_checker::note::{FLAG_MATCH, FLAG_METERED, FLAG_STORES, NoteSpec};
 use cordon_checker::{Mode, Rule, sample};
 use std::path::{Path, PathBuf};
@@ -74,8 +76,8 @@ fn bare_target() -> Option<&'static str> {
     Path::new(folder.trim()).is_dir().then_some(BARE)
 }
 
-/// Links the library with every exported function kept.
-fn link(target: Option<&str>, control: bool) -> std::process::Output {
+/// Links the library, with every exported function kept, to the program at `path`.
+fn link(target: Option<&str>, control: bool, path: &Path) -> std::process::Output {
     let mut exported =
         vec!["cordon_check", "cordon_next_start", "cordon_rule_text", "cordon_default_policy", "cordon_scratch_words"];
     if control {
@@ -87,16 +89,35 @@ fn link(target: Option<&str>, control: bool) -> std::process::Output {
         cc.args(["-nostdlib", "-static"]);
     }
     cc.args(exported.iter().map(|symbol| format!("-Wl,-u,{symbol}"))).arg(library(target, control));
-    cc.arg("-o").arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare")).output().expect("cc runs")
+    cc.arg("-o").arg(path).output().expect("cc runs")
 }
 
 #[test]
 fn bare_metal_code_has_no_panic_path() {
     let target = bare_target();
-    let clean = link(target, false);
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare");
+    let clean = link(target, false, &path);
     assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stderr));
     // The proof means something only if a function that can panic does fail the link.
-    let control = link(target, true);
+    let control = link(target, true, &path);
     let complaint = String::from_utf8_lossy(&control.stderr).into_owned();
     assert!(!control.status.success() && complaint.contains("cordon_checker_panic_is_reachable"), "{complaint}");
+}
+
+/// Bytes of stack that `check` and what it calls may need below its return address, and `cordon_check`, which also takes the note apart.
+const CHECK_STACK: u64 = 832;
+const C_STACK: u64 = 1312;
+
+/// On bare metal only: elsewhere `memset` is in a shared library.
+#[test]
+fn stack_is_bounded() {
+    let Some(target) = bare_target() else { return };
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stack");
+    assert!(link(Some(target), false, &path).status.success());
+    let file = std::fs::read(&path).expect("linked");
+    for (function, limit) in [("cordon_checker4walk5check", CHECK_STACK), ("cordon_check", C_STACK)] {
+        let (bytes, names) = frames::deepest(&file, function);
+        println!("{function}: {bytes} bytes, {names:?}");
+        assert!((64..=limit).contains(&bytes), "{function}: {bytes} bytes, {names:?}");
+    }
 }
