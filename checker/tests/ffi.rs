@@ -34,13 +34,19 @@ fn library(target: Option<&str>, control: bool) -> PathBuf {
     out.join(target.unwrap_or("")).join("release/libcordon_checker_ffi.a")
 }
 
-#[test]
-fn a_c_host_links_without_a_panic_and_judges() {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("check");
+/// The program of `examples/NAME.c`.
+fn example(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut cc = Command::new("cc");
     cc.args(["-Wall", "-Wextra", "-Werror", "-std=c11", "-O2", "-I"]).arg(ffi().join("include"));
-    run(cc.arg(ffi().join("examples/check.c")).arg(library(None, false)).args(["-Wl,--gc-sections", "-o"]).arg(&program));
+    let source = ffi().join(format!("examples/{name}.c"));
+    run(cc.arg(source).arg(library(None, false)).args(["-Wl,--gc-sections", "-o"]).arg(&program));
+    program
+}
 
+#[test]
+fn a_c_host_links_without_a_panic_and_judges() {
+    let program = example("check");
     let note = Path::new(env!("CARGO_TARGET_TMPDIR")).join("note");
     std::fs::write(&note, sample::user().to_bytes()).expect("writable");
     let judge = |host: &str, bytes: &str| {
@@ -64,6 +70,54 @@ fn a_c_host_links_without_a_panic_and_judges() {
     assert_eq!(judge("user:1", "c3"), (Some(4), "refused: 4\n".to_owned()));
     std::fs::write(&note, [0; 8]).expect("writable");
     assert_eq!(judge("user", "c3"), (Some(2), "refused: 2\n".to_owned()));
+}
+
+/// An image file as small as can be: the headers of text and note, then both.
+fn image(text: &[u8], descriptor: &[u8]) -> Vec<u8> {
+    let (from, note_at) = (64 + 2 * 56, 64 + 2 * 56 + text.len());
+    let mut note = [7_u32, descriptor.len() as u32, 1].map(u32::to_le_bytes).concat();
+    note.extend(b"Cordon\0\0");
+    note.extend(descriptor);
+    let segment = |kind: u32, flags: u32, at: usize, address: u64, len: usize| {
+        let sizes = [at as u64, address, address, len as u64, len as u64, 4].map(u64::to_le_bytes).concat();
+        [&kind.to_le_bytes()[..], &flags.to_le_bytes(), &sizes].concat()
+    };
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0".to_vec();
+    file.extend([0_u64, 64, 0].map(u64::to_le_bytes).concat());
+    file.extend([0_u16, 0, 64, 56, 2, 64, 0, 0].map(u16::to_le_bytes).concat());
+    file.extend(segment(1, 5, from, cordon_checker::layout::TEXT_VADDR, text.len()));
+    file.extend(segment(4, 4, note_at, 0, note.len()));
+    [&file[..], text, &note].concat()
+}
+
+#[test]
+fn a_c_loader_checks_image_files_and_survives_broken_ones() {
+    let program = example("check_image");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image.cordon");
+    let judge = |file: &[u8], host: &str| {
+        std::fs::write(&path, file).expect("writable");
+        let output = Command::new(&program).arg(&path).arg(host).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let note = sample::user().to_bytes();
+    let good = image(&[0x50, 0x58, 0xc3], &note);
+    let accepted = "accepted: text 3 bytes, 3 instructions, depth 8, features 0\n";
+    assert_eq!(judge(&good, "user"), (Some(0), accepted.into()));
+    let rejected = format!("rejected: offset 0x1: R{} {}\n", Rule::RetDepth.number(), Rule::RetDepth);
+    assert_eq!(judge(&image(&[0x50, 0xc3], &note), "user"), (Some(1), rejected));
+    assert_eq!(judge(&good, "kernel"), (Some(1), "bad-layout\n".into()));
+    assert_eq!(judge(&image(&[0xc3], &[0; 8]), "user"), (Some(1), "bad-note\n".into()));
+    assert_eq!(judge(b"", "user"), (Some(1), "no image: not a little-endian ELF64 file\n".into()));
+    assert_eq!(judge(&good, "other").0, Some(2));
+    // Cut anywhere, and with each byte of its headers changed: a verdict each time, never a signal.
+    for len in (0..good.len()).step_by(7) {
+        assert_eq!(judge(&good[..len], "user").0, Some(1), "cut to {len}");
+    }
+    for at in 0..64 + 2 * 56 {
+        let mut bad = good.clone();
+        bad[at] ^= 0xff;
+        assert!(matches!(judge(&bad, "user").0, Some(0 | 1)), "byte {at} changed");
+    }
 }
 
 const BARE: &str = "x86_64-unknown-none";

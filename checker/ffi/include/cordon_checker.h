@@ -1,6 +1,13 @@
 /* Cordon's checker for C hosts. No allocation, no global state, no libc; every function may run in any context.
  * Link libcordon_checker_ffi.a with --gc-sections: a panic that could be reached would leave
- * `cordon_checker_panic_is_reachable` undefined and fail the link. */
+ * `cordon_checker_panic_is_reachable` undefined and fail the link.
+ *
+ *     cargo build --release --manifest-path checker/ffi/Cargo.toml    (or with --target x86_64-unknown-none)
+ *     cc -I checker/ffi/include host.c libcordon_checker_ffi.a -Wl,--gc-sections
+ *
+ * cordon_check needs at most 1312 bytes of stack (checker/tests/ffi.rs adds them up). examples/check_image.c checks an image file,
+ * examples/check.c text from the command line. A loader keeps the rules of "Trusted besides" in checker/AUDIT.md: above all it checks the
+ * very bytes that will run, where nothing can write to them any more. */
 #ifndef CORDON_CHECKER_H
 #define CORDON_CHECKER_H
 
