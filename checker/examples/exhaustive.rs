@@ -80,7 +80,7 @@ fn judge(name: &str, mode: Mode) -> u64 {
         unexplained.len(),
         started.elapsed().as_secs()
     );
-    for example in unexplained.iter().chain(census.misjudged.keys()) {
+    for example in unexplained.iter().chain(census.misjudged.keys()).take(40) {
         println!("  {example}");
     }
     found as u64

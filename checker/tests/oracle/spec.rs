@@ -225,6 +225,10 @@ fn memory(instruction: &Instruction, mode: Mode) -> Result<(), &'static str> {
         return Err("rip-relative");
     }
     let none = |register: Register| register == Register::None;
+    // The encoder keeps it as it was.
+    if none(index) && instruction.memory_index_scale() != 1 {
+        return Err("scale without an index");
+    }
     if instruction.mnemonic() == Mnemonic::Lea {
         let wide = |register: Register| none(register) || register.is_gpr64();
         let no_prefix = none(instruction.segment_prefix()) && instruction.memory_displ_size() != 4;

@@ -1,4 +1,4 @@
-//! Runs text on this processor one instruction at a time, and asks the [`Watch`] at each.
+//! Runs text on this processor: one instruction at a time, asking the [`Watch`] at each, or freely until it ends or a timer has had enough.
 
 use crate::place::{GONE, Place, secret};
 use crate::registers::GENERAL;
@@ -9,6 +9,8 @@ use std::cell::UnsafeCell;
 const TRAP_FLAG: i64 = 0x100;
 /// Instructions that one run may take.
 const STEPS: u32 = 200;
+/// Nanoseconds between ticks; a free run ends at the second that it sees.
+const TICK: i64 = 1_000_000;
 /// `SIGSEGV` by a general-protection fault, by a page fault.
 const PROTECTION: i64 = 13;
 const PAGE_FAULT: i64 = 14;
@@ -40,6 +42,10 @@ struct Shared {
     general: [u64; 16],
     rip: u64,
     steps: u32,
+    /// The trap flag is set.
+    stepping: bool,
+    /// The timer has seen this run before.
+    seen: bool,
     watch: *mut Watch,
     harness: Option<[i64; 23]>,
     end: End,
@@ -55,6 +61,8 @@ static SHARED: Cell = Cell(UnsafeCell::new(Shared {
     general: [0; 16],
     rip: 0,
     steps: 0,
+    stepping: true,
+    seen: false,
     watch: std::ptr::null_mut(),
     harness: None,
     end: NO_END,
@@ -67,18 +75,21 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     let (rip, flags) = (libc::REG_RIP as usize, libc::REG_EFL as usize);
     let fpu = context.fpregs.cast::<u8>();
     let g = &mut context.gregs;
+    if signal == libc::SIGALRM && (!shared.running || shared.stepping || !std::mem::replace(&mut shared.seen, true)) {
+        return;
+    }
     if !shared.running {
         if signal != libc::SIGILL {
             // SAFETY: a fault of the test itself.
             unsafe { libc::_exit(101) };
         }
         shared.harness = Some(*g);
-        (shared.running, shared.steps) = (true, 0);
+        (shared.running, shared.steps, shared.seen) = (true, 0, false);
         for (value, name) in shared.general.iter().zip(GENERAL) {
             g[name as usize] = value.cast_signed();
         }
         g[rip] = shared.rip.cast_signed();
-        g[flags] = 0x202 | TRAP_FLAG;
+        g[flags] = if shared.stepping { 0x202 | TRAP_FLAG } else { 0x202 };
         // SAFETY: the kernel's floating-point area of this context; its extended part only where the kernel says that there is one.
         unsafe { clear_vectors(fpu) };
     }
@@ -87,7 +98,11 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     let watch = unsafe { &mut *shared.watch };
     let first = shared.steps == 0;
     let mut wrong = None;
-    if first || signal == libc::SIGTRAP && shared.steps < STEPS {
+    if first && !shared.stepping {
+        shared.steps = 1;
+        return;
+    }
+    if shared.stepping && (first || signal == libc::SIGTRAP && shared.steps < STEPS) {
         shared.steps += 1;
         match watch.step(g[rip] as u64, registers[4]) {
             Ok(true) => return,
@@ -164,15 +179,25 @@ pub fn set_up() {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_signal as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE] {
+        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGALRM] {
             assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
         }
+        // To this thread, not to the test runner's.
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer), 0);
+        let tick = libc::timespec { tv_sec: 0, tv_nsec: TICK };
+        let ticks = libc::itimerspec { it_interval: tick, it_value: tick };
+        assert_eq!(libc::timer_settime(timer, 0, &raw const ticks, std::ptr::null_mut()), 0);
         assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1001, crate::place::BASE), 0);
     }
 }
 
-/// Runs the loaded text from `rip`; says what it did that it may not.
-pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16]) -> Result<Outcome, String> {
+/// Runs the loaded text from `rip`, step by step or freely; says what it did that it may not.
+pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16], stepping: bool) -> Result<Outcome, String> {
     let mxcsr = 0x1f80_u32;
     general[4] = place.entry_stack();
     place.push_return();
@@ -181,6 +206,7 @@ pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16]) -
     // reaches only the pages of this test: what a wrong checker would break is for the test to find.
     let end = unsafe {
         let shared = SHARED.0.get();
+        (*shared).stepping = stepping;
         (*shared).watch = watch;
         (*shared).general = general;
         (*shared).rip = rip;
@@ -188,8 +214,8 @@ pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16]) -
         asm!("fninit", "ldmxcsr [{}]", in(reg) &raw const mxcsr);
         (*shared).end
     };
-    let outcome = judge(place, watch, &end);
-    let left = place.inspect(watch.lowest);
+    let outcome = judge(place, watch, &end, stepping);
+    let left = place.inspect(if stepping { watch.lowest } else { 0 });
     let outcome = outcome?;
     left?;
     let registers = end.general.iter().enumerate().filter(|(number, _)| *number != 4);
@@ -200,18 +226,26 @@ pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16]) -
     }
 }
 
-fn judge(place: &Place, watch: &Watch, end: &End) -> Result<Outcome, String> {
+fn judge(place: &Place, watch: &Watch, end: &End, stepping: bool) -> Result<Outcome, String> {
+    let in_text = if stepping { watch.is_running(end.rip) } else { watch.may_be_running(end.rip) };
     if let Some(wrong) = end.wrong {
         return Err(format!("{wrong}, at {:#x} with rsp {:#x}", end.rip, end.general[4]));
     }
     match (end.signal, end.trap) {
-        (libc::SIGTRAP, _) => Ok(Outcome::Long),
-        (libc::SIGFPE, 0) => Ok(Outcome::Divided),
+        (libc::SIGTRAP, _) if stepping => Ok(Outcome::Long),
+        (libc::SIGALRM, _) if in_text || watch.is_stub(end.rip) => Ok(Outcome::Long),
+        (libc::SIGFPE, 0) if in_text => Ok(Outcome::Divided),
         (libc::SIGILL, _) if watch.is_trap(end.rip) => Ok(Outcome::Trapped),
         (libc::SIGSEGV, PROTECTION) if watch.may_be_misaligned(end.rip, &end.general) => Ok(Outcome::Misaligned),
         // Fetching from no address at all.
-        (libc::SIGSEGV, PAGE_FAULT) if end.rip == GONE && end.address == GONE => Ok(Outcome::Returned),
-        (libc::SIGSEGV, PAGE_FAULT) if watch.is_running(end.rip) && place.may_fault_at(end.address) => Ok(Outcome::Faulted),
+        (libc::SIGSEGV, PAGE_FAULT) if end.rip == GONE && end.address == GONE => {
+            if end.general[4] == place.entry_stack() + 8 {
+                Ok(Outcome::Returned)
+            } else {
+                Err("leaves with a wrong rsp".to_owned())
+            }
+        }
+        (libc::SIGSEGV, PAGE_FAULT) if in_text && place.may_fault_at(end.address) => Ok(Outcome::Faulted),
         (signal, trap) => Err(format!("signal {signal}, trap {trap}, address {:#x}, rip {:#x}", end.address, end.rip)),
     }
 }

@@ -169,6 +169,20 @@ impl Watch {
         self.last.is_some_and(|last| self.starts[last].as_ref().is_some_and(|s| (last..last + s.what.len).contains(&offset)))
     }
 
+    /// Whether `rip` is at an instruction or the second half of a unit, for runs that nobody stepped through.
+    pub fn may_be_running(&self, rip: u64) -> bool {
+        let offset = rip.wrapping_sub(TEXT) as usize;
+        let unit =
+            |start: &Start| matches!(start.what.flow, Flow::TableCall { mask, .. } | Flow::TableJump { mask, .. } if mask != 0);
+        let inside = |at: usize| self.starts[at].as_ref().is_some_and(|start| unit(start) && offset < at + start.what.len);
+        self.is_start(offset) || offset < self.starts.len() && (offset.saturating_sub(16)..offset).any(inside)
+    }
+
+    /// Whether `rip` is in the trap stub or the gate.
+    pub fn is_stub(&self, rip: u64) -> bool {
+        (TRAP..GATE + 16).contains(&rip)
+    }
+
     /// Whether the processor may refuse the instruction at `rip` for its operand's alignment (#GP).
     pub fn may_be_misaligned(&self, rip: u64, general: &[u64; 16]) -> bool {
         let start = self.starts.get(rip.wrapping_sub(TEXT) as usize).and_then(Option::as_ref);
