@@ -4,11 +4,11 @@ use crate::report;
 use crate::stats::median;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
-use cordon_rewriter::accounts::{Accounts, member_of, members, settle};
+use cordon_rewriter::accounts::{Accounts, members, settle};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, rewrite};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -22,9 +22,9 @@ pub struct Args {
     /// Write the table between the markers of this document
     #[arg(long, value_name = "FILE")]
     update: Option<PathBuf>,
-    /// Only measure the rewriter, on everything but these members (what the command starts itself with)
-    #[arg(long, hide = true, value_name = "MEMBER")]
-    without: Vec<String>,
+    /// Only measure the rewriter, on the files of this folder (what the command starts itself with)
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    measure: Option<PathBuf>,
     /// With these imports
     #[arg(long, hide = true, value_name = "NAME")]
     import: Vec<String>,
@@ -32,8 +32,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    if !args.without.is_empty() || !args.import.is_empty() {
-        return speed(args);
+    if let Some(folder) = &args.measure {
+        return measure(folder, &args.import);
     }
     let accounts: Vec<(&Archive, Accounts)> =
         ARCHIVES.iter().map(|archive| Ok((archive, account(archive)?))).collect::<Result<_>>()?;
@@ -42,7 +42,6 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut text_in, mut text_out) = (0, 0);
     for (archive, found) in &accounts {
         let stats = &found.made.stats;
-        let refused = found.refused.iter().map(|d| (&d.place.object, &d.place.symbol)).collect::<std::collections::BTreeSet<_>>();
         (text_in, text_out) = (text_in + stats.text_in, text_out + stats.text_out);
         writeln!(
             table,
@@ -50,12 +49,12 @@ pub fn run(args: &Args) -> Result<()> {
             archive.name,
             stats.functions,
             stats.instructions,
-            refused.len(),
+            found.functions_refused().len(),
             growth(stats.text_in, stats.text_out)
         )?;
     }
     writeln!(table, "| all | | | | {:+.1} % |\n", growth(text_in, text_out))?;
-    table.push_str(&together(&accounts)?);
+    table.push_str(&together()?);
     println!("{table}");
     args.update.as_ref().map_or(Ok(()), |path| report::update(path, "archives", &table))
 }
@@ -75,31 +74,29 @@ fn parts(archive: &Archive) -> Result<Vec<Input>> {
     Ok(parts.into_iter().map(|part| Input { name: format!("{}:{}", archive.name, part.name), ..part }).collect())
 }
 
-/// Measures in a process of its own, so that nothing but the rewriter's memory counts.
-fn together(accounts: &[(&Archive, Accounts)]) -> Result<String> {
-    let refused = accounts.iter().flat_map(|(_, found)| &found.refused).map(|d| member_of(d).to_owned());
-    let without: Vec<String> = refused.collect();
-    let mut all = Vec::new();
-    for archive in ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)) {
-        all.extend(parts(archive)?.into_iter().filter(|part| !without.contains(&part.name)));
-    }
+/// Rewrites the archives of [`TOGETHER`] into one image, in a process of its own, so that nothing but the rewriter's memory counts.
+fn together() -> Result<String> {
+    let all: Vec<Vec<Input>> = ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)).map(parts).collect::<Result<_>>()?;
     let options = Options { syscalls: true, ..Options::default() };
-    let imports = settle(all, &options).map_err(|refusals| anyhow!("{refusals}"))?.imports;
+    let found = settle(all.concat(), &options).map_err(|refusals| anyhow!("{refusals}"))?;
+    let folder = tempfile::tempdir()?;
+    for (number, member) in found.members.iter().enumerate() {
+        std::fs::write(folder.path().join(format!("{number:05}.a")), &member.bytes)?;
+    }
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("archives");
-    command.args(without.iter().flat_map(|name| ["--without", name])).args(imports.iter().flat_map(|name| ["--import", name]));
-    let output = command.output()?;
+    command.args(["archives", "--measure"]).arg(folder.path());
+    let output = command.args(found.imports.iter().flat_map(|name| ["--import", name])).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Rewrites the archives of [`TOGETHER`] into one image and says how long that takes and how much memory.
-fn speed(args: &Args) -> Result<()> {
-    let mut all = Vec::new();
-    for archive in ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)) {
-        all.extend(parts(archive)?.into_iter().filter(|part| !args.without.contains(&part.name)));
-    }
-    let options = Options { syscalls: true, whole_archive: true, imports: args.import.clone(), ..Options::default() };
+/// Rewrites the files of `folder` and says how long that takes and how much memory.
+fn measure(folder: &Path, imports: &[String]) -> Result<()> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    paths.sort();
+    let input = |path: &PathBuf| Ok(Input { name: path.display().to_string(), bytes: std::fs::read(path)? });
+    let all: Vec<Input> = paths.iter().map(input).collect::<Result<_>>()?;
+    let options = Options { syscalls: true, whole_archive: true, imports: imports.to_vec(), ..Options::default() };
     let (mut times, mut instructions) = (Vec::new(), 0);
     for _ in 0..RUNS {
         let start = Instant::now();

@@ -48,8 +48,12 @@ pub struct Comparison<'a> {
     /// What registers hold as copies of the stack pointer, by function: bytes from the return address.
     pub copies: HashMap<(u32, Register), BTreeSet<i64>>,
     pub restores: Vec<Restore>,
-    /// Slots that a `push` writes on the native stack, by function: bytes from the return address.
+    /// Slots that a `push` writes on the native stack, by function: bytes from the return address. Those of rax only make room: what
+    /// it holds at entry means nothing.
     pub native: HashMap<u32, BTreeSet<i64>>,
+    pub room: HashMap<u32, BTreeSet<i64>>,
+    /// Pops from the native stack: slot and register.
+    pub pops: Vec<(Context, i64, Register)>,
     /// Accesses of the data stack through rsp: from and to, in bytes from the return address.
     accesses: Vec<(Entry, i64, i64)>,
     pub alloca: crate::alloca::Arena,
@@ -71,6 +75,8 @@ impl<'a> Comparison<'a> {
             copies: HashMap::new(),
             restores: Vec::new(),
             native: HashMap::new(),
+            room: HashMap::new(),
+            pops: Vec::new(),
             accesses: Vec::new(),
             alloca: crate::alloca::Arena::default(),
             counts: BTreeMap::new(),
@@ -93,6 +99,7 @@ impl<'a> Comparison<'a> {
         }
         self.judge_restores();
         self.judge_accesses();
+        self.judge_pops();
         self.judge_thread_offsets();
         self.every_function_is_there();
         self.data();
@@ -343,6 +350,16 @@ impl<'a> Comparison<'a> {
         if let (Register::RSP, false, Some(depth)) = (insn.memory_base(), insn.mnemonic() == Mnemonic::Lea, depth) {
             let from = insn.memory_displacement64() as i64 - depth;
             self.accesses.push((context.entry, from, from + insn.memory_size().size() as i64));
+        }
+    }
+
+    /// What is popped where a push only made room has no value.
+    fn judge_pops(&mut self) {
+        for (context, slot, register) in std::mem::take(&mut self.pops) {
+            let room = self.new.function(context.entry.new).and_then(|f| self.room.get(&f));
+            if room.is_some_and(|slots| slots.contains(&slot)) && self.new.is_wanted(register, context.after) {
+                self.wrong(&context.entry, &format!("{register:?} gets what a push for room left"));
+            }
         }
     }
 

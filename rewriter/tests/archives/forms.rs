@@ -82,7 +82,8 @@ impl Comparison<'_> {
         if let [only] = code {
             let slot = (self.new.function(context.entry.new), self.depths.get(&context.entry.new));
             if let (Some(function), Some(depth)) = slot {
-                self.native.entry(function).or_default().insert(-depth - 8);
+                let slots = if insn.op0_register() == Register::RAX { &mut self.room } else { &mut self.native };
+                slots.entry(function).or_default().insert(-depth - 8);
             }
             return if is_same(&insn, only) { Ok("the same") } else { Err("another push".into()) };
         }
@@ -118,7 +119,11 @@ impl Comparison<'_> {
     fn pop(&mut self, context: &Context, code: &[Instruction]) -> Form {
         let insn = &context.insn;
         match code {
-            [only] if is_same(insn, only) => Ok("the same"),
+            [only] if is_same(insn, only) => {
+                let depth = self.depths.get(&context.entry.new).copied();
+                self.pops.extend(depth.map(|depth| (*context, -depth, insn.op0_register())));
+                Ok("the same")
+            }
             [get, up] if load(get) == Some((insn.op0_register(), self.top(0))) && stack_move(up) == Some(8) => {
                 Ok("pop: a load from the data stack")
             }
