@@ -6,7 +6,7 @@ use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
 };
 
-/// The extensions of R9 (`Policy::USER`), as CPUID names them, and the base instruction set.
+/// The extensions of R9 (`Policy::USER`), as CPUID names them, and the base instruction set with what has reasons of its own.
 const EXTENSIONS: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
@@ -15,6 +15,8 @@ const EXTENSIONS: &[CpuidFeature] = &[
     CpuidFeature::INTEL486,
     CpuidFeature::X64,
     CpuidFeature::CMOV,
+    CpuidFeature::CPUID,
+    CpuidFeature::SYSCALL,
     CpuidFeature::CX8,
     CpuidFeature::PAUSE,
     CpuidFeature::MULTIBYTENOP,
@@ -144,6 +146,7 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<&'static str> {
         M::Lss | M::Lfs | M::Lgs | M::Lar | M::Lsl | M::Verr | M::Verw => "segment registers",
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => "shows system state",
         M::Cpuid => "shows the machine: a gate",
+        M::Syscall => "a call of the kernel",
         M::Pushf | M::Pushfq | M::Popf | M::Popfq => "flags register",
         M::Enter | M::Leave => "frame pointers as stack pointers",
         M::Std | M::Cld => "direction flag: always clear",
