@@ -1,13 +1,14 @@
-//! Measures the checker's speed on a realistic mix: this program's own code, with memory operands made window operands.
+//! Measures the checker's speed beside iced-x86's plain decoding of the same bytes.
 //!
-//! `cargo run --release -p cordon-checker --example throughput`
+//! `cargo run --release -p cordon-checker --example throughput [IMAGE...]`: the texts of images; without one a mix (this program's own code with
+//! memory operands made window operands), of 1 KiB to 256 MiB (2 GiB of scratch memory), and webs of branches.
 
 use cordon_checker::layout::SET_SLOTS;
-use cordon_checker::note::NoteSpec;
+use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::policy::Host;
 use cordon_checker::{Flow, Mode, Policy, Protect, check, describe, sample, scratch_len};
 use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use std::time::Instant;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Contents of the `.text` section of an ELF64 file.
 fn text_of(file: &[u8]) -> Option<&[u8]> {
@@ -65,13 +66,17 @@ fn accepted_text(code: &[u8], length: usize) -> Vec<u8> {
             let Ok(description) = describe(&bytes, Host::User) else { continue };
             let next = matches!(description.flow, Flow::Next | Flow::Conditional(_) | Flow::Jump(_) | Flow::Call(_));
             let depth = match instruction.mnemonic() {
-                Mnemonic::Call if pushed != 0 => continue,
+                // `syscall` too becomes a call.
+                _ if matches!(description.flow, Flow::Call(_)) && pushed != 0 => continue,
                 Mnemonic::Push if pushed < SET_SLOTS as usize => pushed + 1,
                 Mnemonic::Pop if pushed > 0 => pushed - 1,
                 Mnemonic::Push | Mnemonic::Pop => continue,
                 _ if description.gpr_writes & 1 << 4 != 0 => continue,
                 _ => pushed,
             };
+            if text.len() >= length {
+                break;
+            }
             if next {
                 text.extend(bytes);
                 pushed = depth;
@@ -83,45 +88,124 @@ fn accepted_text(code: &[u8], length: usize) -> Vec<u8> {
     text
 }
 
-/// Seconds that this thread has run (schedstat, so that a busy machine does not count), or of the clock.
-fn seconds(since: Instant) -> f64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let run = stat.split_whitespace().next().and_then(|nanoseconds| nanoseconds.parse::<f64>().ok());
-    run.map_or_else(|| since.elapsed().as_secs_f64(), |nanoseconds| nanoseconds / 1e9)
+/// A text and what the host and its note say about it.
+struct Case {
+    name: String,
+    text: Vec<u8>,
+    /// Descriptor of the image note.
+    note: Vec<u8>,
+}
+
+impl Case {
+    fn new(name: impl Into<String>, text: Vec<u8>, spec: &NoteSpec) -> Case {
+        Case { name: name.into(), text, note: spec.to_bytes() }
+    }
+
+    /// An image file.
+    fn of_image(path: &str) -> Option<Case> {
+        let file = std::fs::read(path).ok()?;
+        let word = |at: usize, n: usize| Some(file.get(at..at + n)?.iter().rev().fold(0_usize, |v, &x| v << 8 | usize::from(x)));
+        let (mut text, mut note) = (None, None);
+        for at in (0..word(56, 2)?).map(|index| Some(word(32, 8)? + 56 * index)) {
+            let at = at?;
+            let segment = file.get(word(at + 8, 8)?..)?.get(..word(at + 32, 8)?)?;
+            match (word(at, 4)?, word(at + 4, 4)? & 1) {
+                (1, 1) => text = Some(segment.to_vec()),
+                (4, _) => {
+                    let number = |at: usize| Some(u32::from_le_bytes(*segment.get(at..)?.first_chunk::<4>()?) as usize);
+                    let from = 12 + number(0)?.next_multiple_of(4);
+                    note = Some(segment.get(from..from + number(4)?)?.to_vec());
+                }
+                _ => {}
+            }
+        }
+        let name = std::path::Path::new(path).file_stem()?.to_string_lossy().into_owned();
+        Some(Case { name, text: text?, note: note? })
+    }
+
+    /// Best of `runs`, in turns with iced-x86's decoding of the same bytes, by the CPU time of this thread.
+    fn measure(&self, runs: usize) {
+        let note = Note::parse(&self.note).expect("a note");
+        let policy = Policy { mode: note.layout.mode, ..Policy::USER };
+        let mut scratch = vec![0_u64; scratch_len(self.text.len())];
+        let (mut checking, mut decoding, mut instructions) = (f64::MAX, f64::MAX, 0);
+        for _ in 0..runs {
+            let started = seconds();
+            let summary = check(&self.text, &policy, &note.layout, &mut scratch);
+            checking = checking.min(seconds() - started);
+            instructions = summary.unwrap_or_else(|reject| panic!("{}: {reject}", self.name)).instructions;
+            let started = seconds();
+            let mut decoder = Decoder::new(64, &self.text, DecoderOptions::NONE);
+            let (mut instruction, mut bytes) = (Instruction::default(), 0);
+            while decoder.can_decode() {
+                decoder.decode_out(&mut instruction);
+                bytes += instruction.len();
+            }
+            assert_eq!(bytes, self.text.len());
+            decoding = decoding.min(seconds() - started);
+        }
+        let bytes = self.text.len() as f64;
+        println!(
+            "{:24} {:9} bytes, {:4.2} an instruction: {:4.0} MB/s, {:5.1} ns an instruction; iced-x86 decodes {:4.0} MB/s; scratch {} for a byte",
+            self.name,
+            self.text.len(),
+            bytes / f64::from(instructions),
+            bytes / checking / 1e6,
+            checking * 1e9 / f64::from(instructions),
+            bytes / decoding / 1e6,
+            size_of_val(&scratch[..]) / self.text.len(),
+        );
+    }
+}
+
+/// Seconds that this thread has run, so that a busy machine counts less.
+fn seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// `len` bytes of branches to where `target` says, as seen from offset `at`; then `ret`.
+fn web(len: usize, target: impl Fn(usize) -> usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(len + 6);
+    while text.len() + 6 < len {
+        let relative = target(text.len()) as i64 - (text.len() as i64 + 6);
+        // jz
+        text.extend([0x0f, 0x84]);
+        text.extend((relative as i32).to_le_bytes());
+    }
+    text.push(0xc3);
+    text
 }
 
 fn main() {
-    let path = std::env::args().nth(1).map_or_else(|| std::env::current_exe().expect("a path"), Into::into);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    for path in &arguments {
+        Case::of_image(path).unwrap_or_else(|| panic!("{path}: no image")).measure(15);
+    }
+    if !arguments.is_empty() {
+        return;
+    }
+    let path = std::env::current_exe().expect("a path");
     let file = std::fs::read(path).expect("readable");
-    let text = accepted_text(
-        text_of(&file).expect("an ELF file with .text"),
-        std::env::args().nth(2).map_or(8 << 20, |s| s.parse().expect("bytes")),
-    );
+    let code = text_of(&file).expect("an ELF file with .text");
+    let sandbox = sample::user();
+    let mib = 1 << 20;
+    let unit = accepted_text(code, mib);
     // Text of a mode has a walk of its own.
-    for (name, mode) in [("sandbox", Mode::default()), ("stores only", Mode { protect: Protect::Stores, ..Mode::default() })] {
-        print!("{name}: ");
-        measure(&text, mode);
+    Case::new("sandbox", unit.repeat(8), &sandbox).measure(9);
+    let stores = NoteSpec { mode: Mode { protect: Protect::Stores, ..Mode::default() }, ..sample::user() };
+    Case::new("stores only", unit.repeat(8), &stores).measure(9);
+    for (name, len) in [("1 KiB", 1 << 10), ("16 KiB", 16 << 10), ("128 KiB", 128 << 10)] {
+        Case::new(name, accepted_text(code, len), &sandbox).measure(99);
     }
-}
-
-fn measure(text: &[u8], mode: Mode) {
-    let (spec, policy) = (NoteSpec { mode, ..sample::user() }, Policy { mode, ..Policy::USER });
-    let mut scratch = vec![0_u64; scratch_len(text.len())];
-    let epoch = Instant::now();
-    let mut best = f64::MAX;
-    let mut summary = None;
-    for _ in 0..9 {
-        let started = seconds(epoch);
-        summary = Some(sample::with_layout(&spec, |layout| check(text, &policy, layout, &mut scratch)));
-        best = best.min(seconds(epoch) - started);
+    for count in [1, 4, 16, 64, 256] {
+        Case::new(format!("{count} MiB"), unit.repeat(count), &sandbox).measure(3);
     }
-    let summary = summary.expect("ran").unwrap_or_else(|reject| panic!("{reject}"));
-    let bytes = text.len() as f64;
-    let each = bytes / f64::from(summary.instructions);
-    println!(
-        "{} bytes, {each:.2} a piece, {:.0} MB/s, {:.1} ns each",
-        text.len(),
-        bytes / best / 1e6,
-        best * 1e9 / f64::from(summary.instructions)
-    );
+    let len = 12 * mib;
+    let end = (len - 1) / 6 * 6;
+    Case::new("branches to the first", web(len, |_| 0), &sandbox).measure(3);
+    Case::new("branches to the last", web(len, |_| end), &sandbox).measure(3);
+    Case::new("branches halfway back", web(len, |at| at / 12 * 6), &sandbox).measure(3);
+    Case::new("branches halfway on", web(len, |at| (at + end) / 12 * 6), &sandbox).measure(3);
+    Case::new("branches anywhere", web(len, |at| at.wrapping_mul(0x9e37_79b9) % end / 6 * 6), &sandbox).measure(3);
 }

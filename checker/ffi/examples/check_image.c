@@ -149,6 +149,7 @@ int main(int argc, char **argv)
     wrong = take_apart(file, &image);
     if (wrong) {
         printf("no image: %s\n", wrong);
+        free((void *)file.start);
         return 1;
     }
     words = cordon_scratch_words(image.text.len);
