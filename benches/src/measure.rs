@@ -57,7 +57,8 @@ pub fn row(workshop: &Workshop, program: &Program, rounds: u32) -> Result<Row> {
 }
 
 fn window(program: &Program, subject: &Subject, fast: bool) -> Result<impl Iterator<Item = u64> + use<>> {
-    let times = WindowRunner::new(&subject.image, fast)?.time(&program.calls, PASSES)?;
+    let image = if fast { &subject.fast } else { &subject.image };
+    let times = WindowRunner::new(image, fast)?.time(&program.calls, PASSES)?;
     Ok(times.into_iter().skip(1))
 }
 

@@ -63,6 +63,8 @@ pub struct Subject {
     pub padding: usize,
     pub native: NativeRunner,
     pub image: Arc<Image>,
+    /// The image for the fast window.
+    pub fast: Arc<Image>,
     pub stats: Stats,
 }
 
@@ -160,8 +162,9 @@ impl Workshop {
     fn subject(&self, program: &Program, padding: usize, front: Option<&Fixture>) -> Result<Subject> {
         let files = self.files(program.fixture, front)?;
         let native = NativeRunner::link(&self.builder, &files)?;
-        let (image, stats) = image(&files, Mode::default())?;
-        Ok(Subject { padding, native, image, stats })
+        let (image, stats) = self::image(&files, &Options::default())?;
+        let (fast, _) = self::image(&files, &Options { fast_window: true, ..Options::default() })?;
+        Ok(Subject { padding, native, image, fast, stats })
     }
 
     /// Every code layout of `program` natively, and as an image of each build.
@@ -174,7 +177,10 @@ impl Workshop {
             let spared = Fixture { flags: SPARE_R14, ..*program.fixture };
             let spared = if program.fixture.flags.is_empty() { self.files(&spared, front.as_ref())? } else { plain.clone() };
             let files = |build: &Build| if build.spare_r14 { &spared } else { &plain };
-            let images = builds.iter().map(|build| image(files(build), build.mode)).collect::<Result<_>>()?;
+            let images = builds
+                .iter()
+                .map(|build| image(files(build), &Options { mode: build.mode, ..Options::default() }))
+                .collect::<Result<_>>()?;
             Ok(Variants { native: NativeRunner::link(&self.builder, &plain)?, images })
         };
         LAYOUTS.iter().map(|(_, front)| variants(front)).collect()
@@ -190,14 +196,14 @@ impl Workshop {
 }
 
 /// Rewrites and loads.
-fn image(files: &[PathBuf], mode: Mode) -> Result<(Arc<Image>, Stats)> {
+fn image(files: &[PathBuf], options: &Options) -> Result<(Arc<Image>, Stats)> {
     let inputs = files.iter().map(|path| {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         Ok(Input { name: path.display().to_string(), bytes })
     });
-    let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, &Options { mode, ..Options::default() })?;
+    let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, options)?;
     // A sealed fast window would keep address 0 for good; this process does not use gs itself.
-    let policy = Policy { mode, ..Policy::USER };
+    let policy = Policy { mode: options.mode, ..Policy::USER };
     let options = LoadOptions { seal: false, host_uses_gs: false, policy, ..LoadOptions::default() };
     Ok((Image::from_bytes(&rewritten.image, &options)?, rewritten.stats))
 }

@@ -16,7 +16,8 @@ pub const SET_SLOTS: u32 = 16;
 pub const HINT_SLOTS: u32 = 12;
 /// User mode: low 32 bits of rsp at function entry, where the return address lies (DESIGN §4 S). 8 modulo 16, as the psABI wants.
 pub const USER_STACK_LOW: u32 = 0x7000_0000 - 8;
-/// User mode: default displacement from native to data stack (DESIGN §4 K).
+/// User mode: displacement from native to data stack (DESIGN §4 K) of images for the window at base 0; others have 0, and a base with this
+/// bit set.
 pub const USER_STACK_SHIFT: u32 = 0x10_0000;
 /// Bytes of data stack mapped above the entry's return-address hole (stack arguments of an entry).
 pub const STACK_HEADROOM: u32 = 0x1000;

@@ -6,7 +6,7 @@
 
 use crate::body::{Body, Flow, Node};
 use crate::plan::branch::copy_memory;
-use crate::plan::{Borrow, Borrowed, K, Planned, Planner, encode, ok};
+use crate::plan::{Borrow, Borrowed, Planned, Planner, encode, ok};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Bytes of frame that a function with `alloca` needs below its static frame: the saved word and room for stack arguments, keeping rsp's
@@ -41,7 +41,7 @@ impl Planner<'_> {
 
     /// Where the frame keeps the caller's arena word, as a displacement from rsp plus K.
     fn saved(&self) -> i32 {
-        K + frame_bytes(self.body.dynamic_arguments) - 16
+        self.k() + frame_bytes(self.body.dynamic_arguments) - 16
     }
 
     /// An instruction that moves rsp while or before it is virtual.
@@ -219,7 +219,7 @@ impl Planner<'_> {
         self.bytes(load);
         for at in (0..self.body.dynamic_arguments).step_by(8) {
             let load = ok(encode::load(word.register, top.register, at))?;
-            let store = ok(encode::store(word.register, Register::RSP, K + at))?;
+            let store = ok(encode::store(word.register, Register::RSP, self.k() + at))?;
             self.bytes(load);
             self.bytes(store);
         }

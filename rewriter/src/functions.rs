@@ -137,6 +137,15 @@ impl Functions {
         (at.offset < list[i].end).then(|| &list[i])
     }
 
+    /// Where the function symbol that covers `at` starts, and where the next one or the section ends: padding included.
+    #[must_use]
+    pub fn extent(&self, program: &Program, at: CodeRef) -> Option<(u64, u64)> {
+        let list = self.ranges.get(&at.section)?;
+        let next = list.partition_point(|r| r.start <= at.offset);
+        let end = list.get(next).map_or(program.section(at.section).size, |r| r.start);
+        Some((list[next.checked_sub(1)?].start, end))
+    }
+
     /// All function ranges of a section, ascending.
     #[must_use]
     pub fn in_section(&self, section: SectionId) -> &[FunctionRange] {

@@ -7,7 +7,7 @@
 //! * the arena word (`dynamic.rs`), in eax; back in the upper half of rax;
 //! * the value of r14 where r14 counts and the function has it in its frame (`count.rs`), in rdx.
 
-use crate::plan::{K, Planned, Planner, encode, ok};
+use crate::plan::{Planned, Planner, encode, ok};
 use iced_x86::{Code, Instruction, Register};
 
 /// The import behind every setjmp.
@@ -84,6 +84,6 @@ impl Planner<'_> {
     /// Where the value of r14 lies at node `id` that the function keeps in its frame, as displacement from esp.
     fn evicted_place(&self, id: u32) -> Option<i32> {
         let slot = self.body.evicted.as_ref()?.slot(id)?;
-        Some(K + self.body.nodes[id as usize].state.depth + slot)
+        Some(self.k() + self.body.nodes[id as usize].state.depth + slot)
     }
 }

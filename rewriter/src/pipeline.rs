@@ -17,6 +17,7 @@ use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
 use foldhash::HashMap;
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 /// Rewrites objects and archives into one image and runs the checker on it.
 ///
@@ -185,7 +186,7 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
     let mut entries: Vec<(u32, String)> = env.chosen.entries.iter().map(|(name, at)| (start(at), name.clone())).collect();
     entries.extend(text.init.map(|at| (at.0, INIT_ENTRY.to_owned())));
     NoteSpec {
-        stack_shift: window::USER_STACK_SHIFT,
+        stack_shift: space.stack_shift,
         stack_low: window::USER_STACK_LOW,
         table: window::USER_TABLE,
         table_end: space.table_end.cast_signed(),
@@ -314,11 +315,25 @@ fn stats(env: Env<'_>, text: &Text) -> Stats {
     Stats {
         functions: env.chosen.bodies.len(),
         instructions: nodes().count(),
-        text_in: nodes().map(|n| n.insn.len()).sum(),
+        text_in: text_in(env),
         text_out: text.bytes.len(),
         slots: 1 + env.space.import_slots.len() + env.space.function_slots.len(),
         tables: env.space.groups.iter().flatten().map(|g| g.bases.len()).sum(),
     }
+}
+
+/// Bytes of the original functions with their padding.
+fn text_in(env: Env<'_>) -> usize {
+    let mut last = (None, 0, 0);
+    let mut found = BTreeSet::new();
+    for at in env.chosen.bodies.iter().flat_map(|b| &b.nodes).map(|n| n.key.at) {
+        if last.0 != Some(at.section) || !(last.1..last.2).contains(&at.offset) {
+            let Some((start, end)) = env.functions.extent(env.program, at) else { continue };
+            last = (Some(at.section), start, end);
+            found.insert((at.section, start, end));
+        }
+    }
+    found.iter().map(|(_, start, end)| (end - start) as usize).sum()
 }
 
 /// Runs the checker; what it refuses is a bug of the rewriter, reported at the instruction it came from. Gives the features in use.

@@ -66,6 +66,8 @@ pub struct Space {
     pub argument: (u32, u32),
     pub heap: (u32, u32),
     pub regions: Vec<Region>,
+    /// Distance from the native to the data stack in the low halves of addresses, K.
+    pub stack_shift: u32,
 }
 
 /// Lays the window out.
@@ -73,7 +75,7 @@ pub struct Space {
 /// # Errors
 /// If it does not fit, or two bodies read one table differently.
 pub fn lay_out(program: &Program, chosen: &Selection, options: &Options) -> Result<Space, Refusals> {
-    let mut space = Space::default();
+    let mut space = Space { stack_shift: if options.fast_window { layout::USER_STACK_SHIFT } else { 0 }, ..Space::default() };
     space.slots(chosen)?;
     space.sub_tables(program, chosen)?;
     space.data(program, chosen)?;
@@ -203,7 +205,7 @@ impl Space {
         self.argument = area(options.argument, "the argument area")?;
         let arena = if chosen.uses_arena { Some(area(ARENA, "the arena")?) } else { None };
         self.heap = area(options.heap, "the heap")?;
-        let stack_top = layout::USER_STACK_LOW + 8 + layout::USER_STACK_SHIFT;
+        let stack_top = layout::USER_STACK_LOW + 8 + self.stack_shift;
         let stack = (
             stack_top.checked_sub(page(options.stack)?).ok_or_else(|| too_big("the stack"))?,
             stack_top + layout::STACK_HEADROOM,

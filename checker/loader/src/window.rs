@@ -10,7 +10,7 @@ use crate::memory::Shares;
 use crate::pages::{Access, PAGE, Pages};
 use crate::thread::NativeStack;
 use crate::time::Limit;
-use cordon_checker::layout::{Region, RegionKind, Slot};
+use cordon_checker::layout::{Region, RegionKind, Slot, USER_STACK_SHIFT};
 use cordon_checker::note::INIT_ENTRY;
 use std::ptr;
 use std::sync::Arc;
@@ -24,9 +24,11 @@ const CONTROL: u64 = 128 << 10;
 /// Never mapped, above the window: an access may begin on its last byte and be 64 bytes wide (design-review B1).
 const EDGE: u64 = 64 << 10;
 /// Distance of the bases that a window is drawn from. Multiples of 32 MiB change only the pairs 12^27, 13^26 and 14^25 of Zen's way
-/// predictor, so that windows of a busy host differ there, and leave the pair 15^20 in which native and data stack differ.
+/// predictor, so that windows of a busy host differ there, and leave the pair 15^20 to native and data stack.
 const BASE_STEP: u64 = 32 << 20;
 const BASE_STEPS: u64 = 8;
+/// Linear addresses of native and data stack differ in this bit: by the image's K, else by the base.
+const APART: u64 = USER_STACK_SHIFT as u64;
 /// Default of the kernel's `vm.mmap_min_addr`, where it cannot be read.
 const LOWEST_MAPPABLE: u64 = 64 << 10;
 /// Byte arguments begin at multiples of this.
@@ -119,6 +121,9 @@ impl Window {
 
     /// Makes the process's one window at base 0, in which memory accesses are fastest.
     ///
+    /// On AMD Zen, images made for it (`cordon rewrite --fast-window`) keep native and data stack apart there; with others, stack accesses may
+    /// miss the way predictor.
+    ///
     /// Nothing else may lie below 4 GiB + 64 KiB, which is so in position-independent programs. With [`crate::LoadOptions::seal`] on a kernel
     /// that has `mseal`, base 0 stays with this image even after the window is dropped.
     ///
@@ -137,7 +142,7 @@ impl Window {
         let sealed = spare.is_some();
         let (pages, base) = match spare {
             Some(spare) => (spare.pages, spare.base),
-            None => reserve(fast)?,
+            None => reserve(fast, image.stack_shift())?,
         };
         let mut inner = Box::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -543,8 +548,8 @@ impl Drop for Inner {
 /// Whether base 0 is in use in this process.
 static FAST_TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Reserves control region, window and edge; gives them with the window's base.
-fn reserve(fast: bool) -> Result<(Pages, u64), Error> {
+/// Reserves control region, window and edge for an image with this K; gives them with the window's base.
+fn reserve(fast: bool, stack_shift: u32) -> Result<(Pages, u64), Error> {
     if fast {
         if FAST_TAKEN.swap(true, Ordering::AcqRel) {
             return Err(Error::FastWindow("this process has one already"));
@@ -555,7 +560,7 @@ fn reserve(fast: bool) -> Result<(Pages, u64), Error> {
         }
         return Ok((reserved?, 0));
     }
-    let step = crate::pages::random()? % BASE_STEPS * BASE_STEP;
+    let step = crate::pages::random()? % BASE_STEPS * BASE_STEP + (APART & !u64::from(stack_shift));
     let pages = Pages::reserve_random(CONTROL + WINDOW + EDGE, 1 << 32, step.wrapping_sub(CONTROL), Access::None)?;
     let base = pages.start() + CONTROL;
     Ok((pages, base))

@@ -2,13 +2,12 @@
 //! auxiliary vector (psABI x86-64, 3.4.1 and figure 3.9).
 
 use crate::process::{Error, OWNER};
-use cordon_checker::layout::{STACK_HEADROOM, USER_STACK_LOW, USER_STACK_SHIFT};
+use cordon_checker::layout::{RegionKind, STACK_HEADROOM};
 use cordon_loader::Window;
 
-/// Where the entry's code finds its stack pointer: in its return address's place on the data stack, which nothing else uses.
-const STACK_POINTER: u32 = USER_STACK_LOW + USER_STACK_SHIFT;
-/// Bytes that can be written from there on.
-const ROOM: usize = STACK_HEADROOM as usize + 8;
+/// Bytes that can be written from where the entry's code finds its stack pointer: the return address's place on the data stack, which nothing
+/// else uses, and what lies above.
+const ROOM: u32 = STACK_HEADROOM + 8;
 
 /// Keys of the auxiliary vector.
 mod key {
@@ -79,8 +78,9 @@ pub fn place(window: &mut Window, arguments: &[Vec<u8>], environment: &[Vec<u8>]
         words.extend([key, value]);
     }
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    if bytes.len() > ROOM {
+    if bytes.len() > ROOM as usize {
         return Err(Error::Arguments);
     }
-    Ok(window.write(STACK_POINTER, &bytes)?)
+    let stack = window.image().regions().iter().find(|r| r.kind == RegionKind::Stack).map_or(0, |r| r.end);
+    Ok(window.write(stack.saturating_sub(ROOM), &bytes)?)
 }

@@ -68,6 +68,9 @@ pub struct Link {
     /// Data stack, where everything lies that the code addresses through rsp
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8M")]
     pub stack: u32,
+    /// Lay the stack out for the fast window (base 0), where the image then is quicker on AMD Zen; its text grows by some 6 % more
+    #[arg(long)]
+    pub fast_window: bool,
     /// Take every member of every archive, wanted or not
     #[arg(long)]
     pub whole_archive: bool,
@@ -114,6 +117,7 @@ impl Link {
             heap: self.heap,
             argument: self.arg_area,
             stack: self.stack,
+            fast_window: self.fast_window,
             whole_archive: self.whole_archive,
             mode: Mode {
                 matched: self.mode == Flavour::Match,

@@ -115,6 +115,10 @@ impl Inserter<'_> {
         Ok(())
     }
 
+    fn keeping(&self, i: usize, taken: u16) -> Keeping {
+        Keeping::new(self.live[i], taken, self.code.stack_shift)
+    }
+
     fn base(&mut self, i: usize, op: &Op, base: u8) -> Planned<()> {
         let stop = self.stop(i);
         if let Some(at) = self.place(i, 1 << base) {
@@ -128,7 +132,8 @@ impl Inserter<'_> {
         }
         // The way back into a register may be a load, behind which nothing is known of it; then another round looks again.
         self.detour(i);
-        let (before, after) = Keeping::new(self.live[i], named(&mut self.factory, &op.insn) | self.reserved).flags()?;
+        let taken = named(&mut self.factory, &op.insn) | self.reserved;
+        let (before, after) = self.keeping(i, taken).flags()?;
         let front = &mut self.front(i).checks;
         front.extend(before);
         front.extend(check(base, stop)?);
@@ -201,14 +206,14 @@ impl Inserter<'_> {
         let (register, spill, back) = match own {
             // rax is wanted for the flags.
             Some(own) if own.number() as u8 != RAX => (own, Vec::new(), Vec::new()),
-            _ => Keeping::new(self.live[i], taken).scratch()?,
+            _ => self.keeping(i, taken).scratch()?,
         };
         let number = register.number() as u8;
         let mut front: Vec<Item> = spill.into_iter().chain(sum_into(register, memory)?).collect();
         if self.live[i].flags == 0 {
             front.extend(check(number, stop)?);
         } else {
-            let (before, after) = Keeping::new(self.live[i], taken | 1 << number).flags()?;
+            let (before, after) = self.keeping(i, taken | 1 << number).flags()?;
             front.extend(before);
             front.extend(check(number, stop)?);
             front.extend(after);

@@ -81,6 +81,8 @@ pub struct Code {
     pub entered: BTreeSet<u32>,
     /// Other functions jump to its entry.
     pub tail_called: bool,
+    /// Displacement from native to data stack.
+    pub stack_shift: i32,
     labels: u32,
 }
 
@@ -89,7 +91,7 @@ impl Code {
     ///
     /// # Errors
     /// Bytes that the checker does not list (a bug of the planner).
-    pub fn read(plan: &Plan, entered: BTreeSet<u32>, tail_called: bool) -> Result<Code, Vec<u8>> {
+    pub fn read(plan: &Plan, entered: BTreeSet<u32>, tail_called: bool, stack_shift: i32) -> Result<Code, Vec<u8>> {
         let mut items = Vec::with_capacity(plan.pieces.len() * 2);
         for piece in &plan.pieces {
             let Piece::Bytes(bytes) = piece else {
@@ -103,7 +105,7 @@ impl Code {
                 items.push(Item::Op(op));
             }
         }
-        Ok(Code { items, stops: BTreeMap::new(), entered, tail_called, labels: plan.labels })
+        Ok(Code { items, stops: BTreeMap::new(), entered, tail_called, stack_shift, labels: plan.labels })
     }
 
     /// A label that nothing uses yet.

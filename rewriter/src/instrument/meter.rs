@@ -40,8 +40,8 @@ struct Meter {
 
 impl Meter {
     /// A METER where `live` is live.
-    fn keeping(live: Live) -> Planned<Meter> {
-        let around = if live.flags == 0 { Default::default() } else { Keeping::new(live, COUNT_BIT).flags()? };
+    fn keeping(live: Live, stack_shift: i32) -> Planned<Meter> {
+        let around = if live.flags == 0 { Default::default() } else { Keeping::new(live, COUNT_BIT, stack_shift).flags()? };
         Ok(Meter { around })
     }
 }
@@ -113,6 +113,8 @@ struct Ways {
     entered: BTreeSet<usize>,
     /// Marks and forget records take no room.
     empty: Vec<bool>,
+    /// Displacement from native to data stack.
+    stack_shift: i32,
 }
 
 impl Ways {
@@ -135,6 +137,7 @@ impl Ways {
             jump: items.iter().map(jump).collect(),
             entered: items.iter().enumerate().filter_map(node).collect(),
             empty,
+            stack_shift: code.stack_shift,
         }
     }
 
@@ -147,7 +150,7 @@ impl Ways {
         places.extend(unreached.iter().map(|at| at.1));
         let mut meters = Meters::new();
         for at in places.into_iter().filter(|at| *at < n) {
-            let meter = if self.entered.contains(&at) { Meter::default() } else { Meter::keeping(live[at])? };
+            let meter = if self.entered.contains(&at) { Meter::default() } else { Meter::keeping(live[at], self.stack_shift)? };
             meters.insert(at, meter);
         }
         // Where the flags must be saved first, a METER that never runs gives the credit for that.
@@ -286,7 +289,7 @@ impl Ways {
             need[i] = self.cost[i] + ways().map(|way| way.0).max().unwrap_or(0);
             least[i] = self.cost[i] + ways().map(|way| way.1).min().unwrap_or(0);
             if !self.empty[i] && (need[i] > LONG && dead(i) || need[i] > MOST - RESERVE) && !meters.contains_key(&i) {
-                meters.insert(i, Meter::keeping(live[i])?);
+                meters.insert(i, Meter::keeping(live[i], self.stack_shift)?);
             }
             if let Some(meter) = meters.get(&i) {
                 need[i] = meter.around.0.len() as u32;

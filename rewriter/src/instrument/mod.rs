@@ -46,7 +46,8 @@ pub fn instrument(
     let body = &env.chosen.bodies[index];
     let internal =
         |(rule, message)| vec![Diagnostic::new(env.program.place(body.entry.section, body.entry.offset), rule, message)];
-    let mut code = Code::read(&plan, entered(env, index), tail_called.contains(&body.entry))
+    let shift = env.space.stack_shift.cast_signed();
+    let mut code = Code::read(&plan, entered(env, index), tail_called.contains(&body.entry), shift)
         .map_err(|bytes| internal(("internal", format!("planned bytes that are no instruction: {bytes:02x?}"))))?;
     if mode.matched {
         matched(&mut code, body, live, mode).map_err(internal)?;

@@ -4,11 +4,11 @@ use super::check::{copy, item, wide};
 use super::code::Item;
 use super::live::free;
 use crate::liveness::Live;
-use crate::plan::{K, Planned, encode, ok};
+use crate::plan::{Planned, encode, ok};
 use iced_x86::{Register, RflagsBits};
 
-/// Where a register waits: below the data stack's red zone, and below what the planner keeps there for the same instruction.
-const SLOT: i32 = K - 128 - 8 * 8;
+/// From the data stack pointer, where a register waits: below the data stack's red zone, and below what the planner keeps there for the same instruction.
+const SLOT: i32 = -128 - 8 * 8;
 /// rax, which holds the flags: all but overflow in ah, that in al.
 const RAX: u8 = 0;
 const LAHF: [u8; 1] = [0x9f];
@@ -22,6 +22,8 @@ pub struct Keeping {
     live: Live,
     /// Registers that the access or the check names, or that nobody may write.
     taken: u16,
+    /// Displacement from native to data stack.
+    stack_shift: i32,
 }
 
 /// Instructions in front and behind.
@@ -30,8 +32,8 @@ type Around = (Vec<Item>, Vec<Item>);
 impl Keeping {
     /// At a place where `live` is live, for an access and a check that need the registers of `taken`.
     #[must_use]
-    pub fn new(live: Live, taken: u16) -> Keeping {
-        Keeping { live, taken }
+    pub fn new(live: Live, taken: u16, stack_shift: i32) -> Keeping {
+        Keeping { live, taken, stack_shift }
     }
 
     /// A register for an address: a dead one, else one of the others with the code to keep it and to put it back. Never rax, which is wanted for
@@ -45,7 +47,7 @@ impl Keeping {
             return Ok((register, Vec::new(), Vec::new()));
         }
         let register = other(taken)?;
-        Ok((register, vec![store(register, 0)?], vec![load(register, 0)?]))
+        Ok((register, vec![self.store(register, 0)?], vec![self.load(register, 0)?]))
     }
 
     /// Flags into rax in front of a check and back behind it; rax itself survives if it is live.
@@ -66,11 +68,23 @@ impl Keeping {
             before.insert(0, copy(copy_of_rax, Register::RAX)?);
             after.push(copy(Register::RAX, copy_of_rax)?);
             if dead.is_none() {
-                before.insert(0, store(copy_of_rax, 1)?);
-                after.push(load(copy_of_rax, 1)?);
+                before.insert(0, self.store(copy_of_rax, 1)?);
+                after.push(self.load(copy_of_rax, 1)?);
             }
         }
         Ok((before, after))
+    }
+
+    fn place(&self, slot: i32) -> i32 {
+        self.stack_shift + SLOT - 8 * slot
+    }
+
+    fn store(&self, register: Register, slot: i32) -> Planned<Item> {
+        item(&ok(encode::store(register, Register::RSP, self.place(slot)))?)
+    }
+
+    fn load(&self, register: Register, slot: i32) -> Planned<Item> {
+        item(&ok(encode::load(register, Register::RSP, self.place(slot)))?)
     }
 }
 
@@ -78,12 +92,4 @@ impl Keeping {
 fn other(taken: u16) -> Planned<Register> {
     let usable = |n: &u8| taken >> n & 1 == 0 && *n != super::known::RSP;
     (0..16).rev().find(usable).map(wide).ok_or_else(|| ("internal", "no register is left for a check".to_owned()))
-}
-
-fn store(register: Register, slot: i32) -> Planned<Item> {
-    item(&ok(encode::store(register, Register::RSP, SLOT - 8 * slot))?)
-}
-
-fn load(register: Register, slot: i32) -> Planned<Item> {
-    item(&ok(encode::load(register, Register::RSP, SLOT - 8 * slot))?)
 }

@@ -3,7 +3,7 @@
 //! The slot takes the register's place in the instruction where an encoding allows that; else a register is borrowed, loaded before the
 //! instruction if that reads r14, and stored behind it if that writes r14.
 
-use super::{Borrowed, K, Planned, Planner, accepted, encode, names_stack_pointer, ok, strip_prefixes};
+use super::{Borrowed, Planned, Planner, accepted, encode, names_stack_pointer, ok, strip_prefixes};
 use crate::body::{Flow, Node};
 use crate::count::{COUNT, Evicted, names, rename};
 use crate::functions::relocs_at;
@@ -11,8 +11,8 @@ use iced_x86::{
     Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
 };
 
-/// Where a borrowed register waits that the planned instruction's own borrowing (slots 0 to 2, perhaps 8 bytes further down) leaves alone.
-const WAIT: i32 = K - 128 - 8 - 8 * 6;
+/// From the data stack pointer, where a borrowed register waits that the planned instruction's own borrowing (slots 0 to 2, perhaps 8 bytes further down) leaves alone.
+const WAIT: i32 = -128 - 8 - 8 * 6;
 
 impl Planner<'_> {
     /// Plans node `id` if it names an evicted r14; false if it does not.
@@ -30,7 +30,7 @@ impl Planner<'_> {
         if !names(&node.insn, COUNT) {
             return Ok(false);
         }
-        let slot = evicted.slot(id).ok_or_else(|| ("internal", "r14 without a slot".to_owned()))?;
+        let slot = self.k() + evicted.slot(id).ok_or_else(|| ("internal", "r14 without a slot".to_owned()))?;
         match &node.flow {
             Flow::Next(to) => {
                 let to = *to;
@@ -75,7 +75,7 @@ impl Planner<'_> {
             return Err(("unsupported-instruction", format!("`{}`: no register is free to hold r14", node.insn)));
         }
         if scratch.keep {
-            let bytes = ok(encode::store(scratch.register, Register::RSP, WAIT))?;
+            let bytes = ok(encode::store(scratch.register, Register::RSP, self.k() + WAIT))?;
             self.bytes(bytes);
         }
         // Loads as wide as the stores that they forward from.
@@ -89,11 +89,11 @@ impl Planner<'_> {
         rename(&mut renamed.insn, |r| if r == COUNT { scratch.register } else { r });
         self.straight(id, &renamed)?;
         if writes {
-            let store = ok(encode::store(part, Register::RSP, K + after + slot))?;
+            let store = ok(encode::store(part, Register::RSP, after + slot))?;
             self.bytes(store);
         }
         if scratch.keep {
-            let bytes = ok(encode::load(scratch.register, Register::RSP, WAIT + after - node.state.depth))?;
+            let bytes = ok(encode::load(scratch.register, Register::RSP, self.k() + WAIT + after - node.state.depth))?;
             self.bytes(bytes);
         }
         Ok(())
@@ -130,9 +130,9 @@ impl Planner<'_> {
     }
 }
 
-/// Displacement of the slot from esp before `node`.
+/// Displacement from esp before `node`; `slot` is that from esp at function entry.
 fn place(node: &Node, slot: i32) -> i32 {
-    K + node.state.depth + slot
+    node.state.depth + slot
 }
 
 /// Whether `insn` needs the old value of r14, and whether it changes it. A partial write keeps the rest of the old value.

@@ -1,6 +1,6 @@
 //! Memory operands become window operands; addresses of symbols become window offsets and slots (DESIGN §3).
 
-use super::{Borrow, Env, K, Planned, Planner, encode, is_wide_move, names_stack_pointer, ok};
+use super::{Borrow, Env, Planned, Planner, encode, is_wide_move, names_stack_pointer, ok};
 use crate::body::Node;
 use crate::elf;
 use crate::functions::{CodeRef, exact_target};
@@ -161,7 +161,7 @@ impl Planner<'_> {
                 base = scratch.register;
             } else {
                 self.note("stack: the data stack in the window");
-                disp += i64::from(K);
+                disp += i64::from(self.k());
             }
         } else if self.env.mode.matched && (base.is_gpr32() || index.is_gpr32()) {
             self.note("32-bit address: computed first, so that it counts as what it is");
@@ -297,7 +297,7 @@ impl Planner<'_> {
         let to = node.insn.op0_register();
         if !node.state.dynamic {
             self.note("address on the stack: the data stack's window offset");
-            let bytes = ok(encode::lea(encode::narrow(to), Register::RSP, index, scale, disp + K))?;
+            let bytes = ok(encode::lea(encode::narrow(to), Register::RSP, index, scale, disp + self.k()))?;
             self.bytes(bytes);
             return Ok(());
         }
@@ -319,6 +319,14 @@ impl Planner<'_> {
         self.give_back(scratch, 0)
     }
 
+    /// The instruction that gives `to` (32 bits) the window offset that rsp stands for.
+    fn stack_pointer(&self, node: &Node, to: Register) -> Planned<Vec<u8>> {
+        if node.state.dynamic {
+            return ok(encode::load(to, Register::None, self.env.space.arena_word.cast_signed()));
+        }
+        ok(encode::lea(to, Register::RSP, Register::None, 1, self.k()))
+    }
+
     /// An explicit rsp operand that is only read becomes a register with the data stack's offset. True if nothing is left to do.
     pub(crate) fn stack_pointer_operand(
         &mut self,
@@ -332,29 +340,12 @@ impl Planner<'_> {
         }
         self.note("stack pointer as a value: the data stack's window offset");
         if insn.code() == Code::Mov_rm64_r64 && insn.op0_kind() == OpKind::Register || insn.code() == Code::Mov_r64_rm64 {
-            let to = encode::narrow(insn.op0_register());
-            *insn = if node.state.dynamic {
-                ok(Instruction::with2(
-                    Code::Mov_r32_rm32,
-                    to,
-                    encode::window(Register::None, self.env.space.arena_word.cast_signed()),
-                ))?
-            } else {
-                let place =
-                    iced_x86::MemoryOperand::new(Register::RSP, Register::None, 1, i64::from(K), 8, false, Register::None);
-                ok(Instruction::with2(Code::Lea_r32_m, to, place))?
-            };
-            let bytes = ok(encode::encode(insn))?;
+            let bytes = self.stack_pointer(node, encode::narrow(insn.op0_register()))?;
             self.bytes(bytes);
             return Ok(true);
         }
         let scratch = self.borrow(id, insn, &[]);
-        let narrow = encode::narrow(scratch.register);
-        let fill = if node.state.dynamic {
-            ok(encode::load(narrow, Register::None, self.env.space.arena_word.cast_signed()))?
-        } else {
-            ok(encode::lea(narrow, Register::RSP, Register::None, 1, K))?
-        };
+        let fill = self.stack_pointer(node, encode::narrow(scratch.register))?;
         borrow.0.push((scratch, fill));
         let mut factory = iced_x86::InstructionInfoFactory::new();
         for i in 0..insn.op_count() {

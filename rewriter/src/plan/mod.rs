@@ -91,10 +91,8 @@ pub(crate) fn ok<T>(result: Result<T, IcedError>) -> Planned<T> {
     result.map_err(|e| ("unencodable", e.to_string()))
 }
 
-/// Displacement from native to data stack.
-pub(crate) const K: i32 = layout::USER_STACK_SHIFT.cast_signed();
-/// Where a borrowed register waits: below the data stack's red zone, which no signal ever overwrites.
-const SPILL: i32 = K - 128 - 8;
+/// From the data stack pointer, where a borrowed register waits: below the data stack's red zone, which no signal ever overwrites.
+const SPILL: i32 = -128 - 8;
 
 /// Plans one body at a time.
 #[derive(Debug)]
@@ -273,10 +271,15 @@ impl<'a> Planner<'a> {
         Borrowed { register, keep: free.is_none() }
     }
 
+    /// Displacement from native to data stack.
+    pub(crate) fn k(&self) -> i32 {
+        self.env.space.stack_shift.cast_signed()
+    }
+
     /// Saves a borrowed register that is in use.
     pub(crate) fn keep(&mut self, borrowed: Borrowed, slot: i32) -> Planned<()> {
         if borrowed.keep {
-            let bytes = ok(encode::store(borrowed.register, Register::RSP, SPILL - 8 * slot))?;
+            let bytes = ok(encode::store(borrowed.register, Register::RSP, self.k() + SPILL - 8 * slot))?;
             self.bytes(bytes);
         }
         Ok(())
@@ -285,7 +288,7 @@ impl<'a> Planner<'a> {
     /// Puts a borrowed register back.
     pub(crate) fn give_back(&mut self, borrowed: Borrowed, slot: i32) -> Planned<()> {
         if borrowed.keep {
-            let bytes = ok(encode::load(borrowed.register, Register::RSP, SPILL - 8 * slot))?;
+            let bytes = ok(encode::load(borrowed.register, Register::RSP, self.k() + SPILL - 8 * slot))?;
             self.bytes(bytes);
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The mirrored stack (DESIGN §4): which pushes stay on the native stack, and what everything else that moves rsp becomes.
 
-use super::{Borrow, K, Piece, Planned, Planner, encode, ok};
+use super::{Borrow, Piece, Planned, Planner, encode, ok};
 use crate::body::{Body, Flow, Node};
 use crate::liveness::{CALLEE_SAVED, Liveness};
 use crate::program::Program;
@@ -237,14 +237,14 @@ impl Planner<'_> {
         }
         self.note("pushed value that memory may read: a store on the data stack");
         let down = ok(encode::move_stack(-8))?;
-        let top = encode::window(Register::RSP, K);
+        let top = encode::window(Register::RSP, self.k());
         match insn.op0_kind() {
             OpKind::Register => {
                 let from = insn.op0_register();
                 if from == Register::RSP {
                     return Err(("unsupported-instruction", "pushes the stack pointer".into()));
                 }
-                let store = ok(encode::store(from, Register::RSP, K))?;
+                let store = ok(encode::store(from, Register::RSP, self.k()))?;
                 self.bytes(down);
                 self.bytes(store);
             }
@@ -278,7 +278,7 @@ impl Planner<'_> {
         no_borrow(&borrow, &node.insn)?;
         self.keep(scratch, 1)?;
         let load = ok(encode::encode(&load))?;
-        let store = ok(encode::store(to, Register::RSP, K - 8))?;
+        let store = ok(encode::store(to, Register::RSP, self.k() - 8))?;
         self.bytes(load);
         self.bytes(store);
         self.give_back(scratch, 1)?;
@@ -300,10 +300,11 @@ impl Planner<'_> {
         if self.native.keeps_pop(id) {
             return self.native(insn);
         }
-        self.note("popped value lies on the data stack: a load");
         let up = ok(encode::move_stack(8))?;
+        let register = insn.op0_register();
+        self.note("popped value lies on the data stack: a load");
         if insn.op0_kind() == OpKind::Register {
-            let load = ok(encode::load(insn.op0_register(), Register::RSP, K))?;
+            let load = ok(encode::load(register, Register::RSP, self.k()))?;
             self.bytes(load);
             self.bytes(up);
             return Ok(());
@@ -320,7 +321,7 @@ impl Planner<'_> {
         self.memory(id, &moved, &mut store, &mut borrow)?;
         no_borrow(&borrow, insn)?;
         self.keep(scratch, 0)?;
-        let load = ok(encode::load(scratch.register, Register::RSP, K))?;
+        let load = ok(encode::load(scratch.register, Register::RSP, self.k()))?;
         let store = ok(encode::encode(&store))?;
         self.bytes(load);
         self.bytes(store);
@@ -341,7 +342,7 @@ impl Planner<'_> {
             self.move_by(by)?;
             return self.native(&ok(Instruction::with1(Code::Pop_r64, Register::RBP))?);
         }
-        let load = ok(encode::load(Register::RBP, Register::RSP, K + by))?;
+        let load = ok(encode::load(Register::RBP, Register::RSP, self.k() + by))?;
         self.bytes(load);
         self.move_by(by + 8)
     }

@@ -133,6 +133,7 @@ pub struct Image {
     regions: Vec<Region>,
     stack: Region,
     stack_size: u64,
+    stack_shift: u32,
     max_depth: u32,
     rodata: Vec<(Region, SharedBytes)>,
     data: Vec<Initial>,
@@ -201,6 +202,7 @@ impl Image {
             sub_tables: sub_tables(&layout),
             entries: entries(&note, &layout)?,
             imports,
+            stack_shift: layout.stack_shift,
             stack_size: u64::from(stack.end - STACK_HEADROOM - stack.start),
             regions,
             stack,
@@ -423,6 +425,11 @@ impl Image {
     /// Size of the native stack that this image's calls run on, bytes.
     pub(crate) fn stack_size(&self) -> u64 {
         self.stack_size
+    }
+
+    /// Displacement K from native to data stack.
+    pub(crate) fn stack_shift(&self) -> u32 {
+        self.stack_shift
     }
 
     /// The reservation of a dropped window with the same offer.
