@@ -75,6 +75,8 @@ pub struct DebugSections {
     pub info: Vec<u8>,
     pub line: Vec<u8>,
     pub strings: Vec<u8>,
+    /// Call frames ([`crate::dwarf::frames`]).
+    pub frame: Vec<u8>,
     /// Debug information that was left out, and why, for people.
     pub warnings: Vec<String>,
 }
@@ -225,6 +227,7 @@ fn sections<'a>(image: &'a Image, parts: &'a Parts) -> Vec<Section<'a>> {
         other(".debug_info", elf::SHT_PROGBITS, 1, &debug.info),
         other(".debug_line", elf::SHT_PROGBITS, 1, &debug.line),
         other(".debug_str", elf::SHT_PROGBITS, 1, &debug.strings),
+        other(".debug_frame", elf::SHT_PROGBITS, 8, &debug.frame),
     ];
     all.into_iter().filter(|section| section.size > 0).collect()
 }

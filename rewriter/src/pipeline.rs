@@ -65,10 +65,14 @@ pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress)
     image.objects = program.objects.iter().map(|o| o.name.clone()).collect();
     image.text.clone_from(&text.bytes);
     progress.enter(Phase::Checking, 0);
-    let features = self_check(env, &image, &text)?;
-    image.note.features = features;
+    let mut scratch = vec![0; text.bytes.len()];
+    image.note.features = self_check(env, &image, &text, &mut scratch)?;
     progress.enter(Phase::Writing, 0);
     image.debug = crate::dwarf::lines(&program, &image.map, &image.symbols);
+    if !image.debug.line.is_empty() {
+        let frames = crate::dwarf::frames(&scratch, text.bytes.len(), &image.symbols);
+        image.debug.frame = frames.map_err(|e| internal(format!("cannot describe the frames: {e}")))?;
+    }
     let explanations = explanations(env, &plans, &text);
     let stats = stats(env, &text);
     let file = emit::write(&image).map_err(|e| internal(format!("cannot write the image: {e}")))?;
@@ -337,13 +341,12 @@ fn text_in(env: Env<'_>) -> usize {
 }
 
 /// Runs the checker; what it refuses is a bug of the rewriter, reported at the instruction it came from. Gives the features in use.
-fn self_check(env: Env<'_>, image: &Image, text: &Text) -> Result<u64, Refusals> {
+fn self_check(env: Env<'_>, image: &Image, text: &Text, scratch: &mut [u64]) -> Result<u64, Refusals> {
     let bytes = image.note.to_bytes();
     let note = Note::parse(&bytes).map_err(|e| internal(format!("the note cannot be read back: {e:?}")))?;
     let policy = Policy { mode: image.note.mode, ..Policy::USER };
     note.layout.validate(&policy).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
-    let mut scratch = vec![0; text.bytes.len()];
-    check(&text.bytes, &policy, &note.layout, &mut scratch).map(|s| s.features.0).map_err(|reject| {
+    check(&text.bytes, &policy, &note.layout, scratch).map(|s| s.features.0).map_err(|reject| {
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
         let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);
         let place = at.map_or_else(Place::default, |m| {

@@ -2,6 +2,7 @@
 
 mod cc;
 mod check;
+mod debugger;
 mod demand;
 mod demo;
 mod disasm;

@@ -2,6 +2,7 @@
 
 use super::Format;
 use super::check;
+use super::debugger;
 use super::demand::{Demand, words};
 use super::host::{self, Given};
 use super::outcome::{Exit, Failure, Problem, Report};
@@ -75,7 +76,7 @@ pub struct Args {
     ///
     /// Time of one call, in which the process runs or sleeps. The handler is interrupted by a timer, late by at most about half the limit (500 us for limits below
     /// 1 ms, 20 ms for limits above 40 ms).
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time_limit)]
+    #[arg(long, value_name = "TIME", default_value = "10s", default_value_if("gdb", "true", "none"), value_parser = parse_time_limit)]
     pub time_limit: TimeLimit,
     /// Stop a call that would execute more than N instructions, always at the same one; the image must be made with `rewrite --fuel`
     ///
@@ -84,6 +85,13 @@ pub struct Args {
     pub fuel: Option<u64>,
     #[command(flatten)]
     pub demand: Demand,
+    /// Tell gdb where the handler's code lies: functions, lines and calls; implies --time-limit none
+    ///
+    /// gdb (and lldb) then knows the handler's functions as soon as the image is loaded, `break handler` works before and after. Pointers of the
+    /// handler count from the window's base, `$gs_base` in gdb; with --fast-window they are ordinary addresses. The debugger reads the
+    /// image's symbols and lines, which nobody has checked.
+    #[arg(long)]
+    pub gdb: bool,
     /// Put the window at address 0, where memory accesses cost no more than natively
     #[arg(long)]
     pub fast_window: bool,
@@ -155,6 +163,10 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..load_options() };
     let image =
         Image::named(&args.image.display().to_string(), &file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
+    if args.gdb {
+        debugger::announce(&file, image.text_address())
+            .map_err(|e| Failure::one(Exit::Refused, Problem::with_file(&args.image, "debug-information", e)))?;
+    }
     if args.entry.is_none() && cordon_process::is_program(&image) {
         return Err(host::execute(args, &image, &file));
     }
@@ -326,8 +338,26 @@ pub fn call_failure(path: &Path, entry: &str, error: &Error, before: u64) -> Fai
 
 #[cfg(test)]
 mod tests {
-    use super::{TimeLimit, parse_time_limit};
+    use super::{Args, TimeLimit, parse_time_limit};
+    use clap::Parser as _;
     use std::time::Duration;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_handler_under_a_debugger_has_time_unless_a_limit_is_asked_for() {
+        let limit = |words: &[&str]| {
+            let line = Line::try_parse_from([&["run", "x.cordon"], words].concat()).expect("good words");
+            line.args.time_limit.0
+        };
+        assert_eq!(limit(&[]), Some(Duration::from_secs(10)));
+        assert_eq!(limit(&["--gdb"]), None);
+        assert_eq!(limit(&["--gdb", "--time-limit", "1s"]), Some(Duration::from_secs(1)));
+    }
 
     #[test]
     fn time_limits_have_a_unit_or_are_none() {

@@ -1,9 +1,10 @@
-//! Line tables of the image: the objects' DWARF, moved along the old→new map.
+//! Debug information of the image: the objects' line tables, moved along the old→new map, and call frames.
 //!
 //! `read` collects, for each input section, which file and line its offsets came from; `write` makes one compilation unit of it, with a
-//! line program over the new text and a subprogram for each function. Types, variables and inlined calls are not carried over.
+//! line program over the new text and a subprogram for each function. `frames` tells debuggers how to find the caller. Types, variables and inlined calls are not carried over.
 
 mod files;
+mod frames;
 mod read;
 mod write;
 
@@ -11,6 +12,7 @@ use crate::emit::{DebugSections, ImageSymbol, MapEntry};
 use crate::program::{Program, SectionId};
 use files::Files;
 use foldhash::HashMap;
+pub use frames::frames;
 
 /// DWARF sections that give addresses of the image the functions, files and lines of the objects.
 ///

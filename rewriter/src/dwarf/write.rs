@@ -50,7 +50,7 @@ pub(super) fn unit(
         info: sections.debug_info.0.into_vec(),
         line: sections.debug_line.0.into_vec(),
         strings: sections.debug_str.0.into_vec(),
-        warnings: Vec::new(),
+        ..DebugSections::default()
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod gdb;
 mod inspect;
 mod readme;
 mod rewrite;

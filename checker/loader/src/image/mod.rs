@@ -273,6 +273,12 @@ impl Image {
         self.places.origin(offset)
     }
 
+    /// Address of the text in this process, for debuggers and profilers. Handlers must not learn it.
+    #[must_use]
+    pub fn text_address(&self) -> u64 {
+        self.code.start()
+    }
+
     /// What the host called the handler.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
