@@ -1,9 +1,10 @@
-//! Prebuilt archives, rewritten whole: what becomes of them, and how long the rewriter takes.
+//! Prebuilt archives, rewritten whole: what becomes of them, how long the rewriter takes, and what windows cost the programs around them.
 
-use crate::report;
 use crate::stats::median;
+use crate::{report, subject, workouts};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
+use cordon_fixtures::program::WORKOUTS;
 use cordon_rewriter::accounts::{Accounts, members, settle};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, rewrite};
@@ -22,6 +23,12 @@ pub struct Args {
     /// Write the table between the markers of this document
     #[arg(long, value_name = "FILE")]
     update: Option<PathBuf>,
+    /// Write the measured times to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Interleaved rounds of the programs around the archives; 0 leaves them out
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    rounds: u32,
     /// Only measure the rewriter, on the files of this folder (what the command starts itself with)
     #[arg(long, hide = true, value_name = "FOLDER")]
     measure: Option<PathBuf>,
@@ -37,26 +44,56 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let accounts: Vec<(&Archive, Accounts)> =
         ARCHIVES.iter().map(|archive| Ok((archive, account(archive)?))).collect::<Result<_>>()?;
-    let mut table =
-        String::from("| archive | functions | instructions | refused | text |\n| --- | ---: | ---: | ---: | ---: |\n");
+    let programs = programs(args.rounds)?;
+    let mut table = heading(args.rounds)?;
+    writeln!(table, "| archive | functions | instructions | refused | text | {}", workouts::titles())?;
+    writeln!(table, "| --- | ---: | ---: | ---: | ---: |{}", workouts::ALIGNMENT)?;
     let (mut text_in, mut text_out) = (0, 0);
     for (archive, found) in &accounts {
         let stats = &found.made.stats;
         (text_in, text_out) = (text_in + stats.text_in, text_out + stats.text_out);
         writeln!(
             table,
-            "| {} | {} | {} | {} | {:+.1} % |",
+            "| {} | {} | {} | {} | {:+.1} % | {}",
             archive.name,
             stats.functions,
             stats.instructions,
             found.functions_refused().len(),
-            growth(stats.text_in, stats.text_out)
+            growth(stats.text_in, stats.text_out),
+            workouts::cells(programs.iter().find(|row| row.archive == archive.name))
         )?;
     }
-    writeln!(table, "| all | | | | {:+.1} % |\n", growth(text_in, text_out))?;
+    writeln!(table, "| all, geometric mean | | | | {:+.1} % |{}\n", growth(text_in, text_out), workouts::means(&programs))?;
     table.push_str(&together()?);
     println!("{table}");
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&workouts::json(&programs))?;
+        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+    }
     args.update.as_ref().map_or(Ok(()), |path| report::update(path, "archives", &table))
+}
+
+/// What the columns of [`workouts`] mean.
+fn heading(rounds: u32) -> Result<String> {
+    Ok(format!(
+        "{}, {} and musl. Each archive in a program of `fixtures/programs/`, natively and under `cordon run`: processor time of the whole process, \
+         load and check of the image included, medians of {rounds} interleaved rounds; ratios to native.\n\n",
+        subject::cpu(),
+        subject::gcc()?
+    ))
+}
+
+/// Times of the programs around the archives.
+fn programs(rounds: u32) -> Result<Vec<workouts::Row>> {
+    if rounds == 0 {
+        return Ok(Vec::new());
+    }
+    let cordon = workouts::cordon()?;
+    let measured = WORKOUTS.iter().map(|workout| {
+        eprintln!("measuring {}", workout.archive);
+        workouts::row(workout, &cordon, rounds).context(workout.archive)
+    });
+    measured.collect()
 }
 
 fn growth(text_in: usize, text_out: usize) -> f64 {

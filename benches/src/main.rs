@@ -1,7 +1,8 @@
 //! Side-by-side measurements: the same objects, linked natively and rewritten for a window.
 //!
 //! [`subject`] builds both forms in several code layouts, [`measure`] times them in interleaved rounds, [`stats`] takes medians,
-//! [`report`] writes tables and JSON. [`archives`] measures the rewriter itself.
+//! [`report`] writes tables and JSON. [`archives`] measures the rewriter itself, and with [`workouts`] whole
+//! programs in processes of their own.
 
 mod archives;
 mod measure;
@@ -9,6 +10,7 @@ mod modes;
 mod report;
 mod stats;
 mod subject;
+mod workouts;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -30,7 +32,7 @@ enum Command {
     Overhead(Measurement),
     /// What each mode costs in a window: flavours, metering, time limits, against native
     Modes(Measurement),
-    /// What becomes of prebuilt archives, and how long the rewriter takes
+    /// What becomes of prebuilt archives, how long the rewriter takes, and what windows cost whole programs around them
     Archives(archives::Args),
 }
 

@@ -147,8 +147,7 @@ impl Workshop {
     /// # Errors
     /// If the compiler is missing.
     pub fn compiler(&self) -> Result<String> {
-        let answer = run_tool(Command::new("gcc").arg("-dumpfullversion"))?;
-        Ok(format!("gcc {} -O2 -fPIC", String::from_utf8_lossy(&answer).trim()))
+        Ok(format!("{} -O2 -fPIC", gcc()?))
     }
 
     /// Every code layout of `program`.
@@ -206,6 +205,15 @@ fn image(files: &[PathBuf], options: &Options) -> Result<(Arc<Image>, Stats)> {
     let policy = Policy { mode: options.mode, ..Policy::USER };
     let options = LoadOptions { seal: false, host_uses_gs: false, policy, ..LoadOptions::default() };
     Ok((Image::from_bytes(&rewritten.image, &options)?, rewritten.stats))
+}
+
+/// gcc with its version.
+///
+/// # Errors
+/// If it is missing.
+pub fn gcc() -> Result<String> {
+    let answer = run_tool(Command::new("gcc").arg("-dumpfullversion"))?;
+    Ok(format!("gcc {}", String::from_utf8_lossy(&answer).trim()))
 }
 
 /// The processor's name, as the kernel tells it.

@@ -1,6 +1,7 @@
 //! Whole programs: compiled by `cordon cc`, run by `cordon run`, compared with the same program linked natively with the same C library.
 
 mod attacks;
+mod heavy;
 mod jumps;
 mod programs;
 mod workouts;
