@@ -14,6 +14,8 @@ mod explained;
 mod heads;
 #[path = "../tests/oracle/mod.rs"]
 mod oracle;
+#[path = "../tests/oracle/refused.rs"]
+mod refused;
 #[path = "../tests/oracle/second.rs"]
 mod second;
 #[path = "../tests/oracle/spec.rs"]

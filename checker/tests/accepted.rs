@@ -9,6 +9,8 @@ mod census;
 mod collapsed;
 #[path = "oracle/explained.rs"]
 mod explained;
+#[path = "oracle/refused.rs"]
+mod refused;
 #[path = "oracle/second.rs"]
 mod second;
 #[path = "oracle/spec.rs"]
@@ -92,14 +94,14 @@ fn what_the_instruction_set_has_besides_is_refused_with_a_reason() {
     let mut wrong = Vec::new();
     for code in Code::values().filter(|code| exists(*code)) {
         let accepted = census().accepted.contains_key(&(code as usize));
-        match spec::refused(code) {
+        match refused::refused(code) {
             None if accepted => {}
             None => wrong.push(format!("{code:?} has no accepted encoding and no reason")),
             Some(why) => {
                 if accepted {
                     wrong.push(format!("{code:?} is accepted: {why}"));
                 }
-                if let Some(extension) = spec::foreign_extension(code) {
+                if let Some(extension) = refused::foreign_extension(code) {
                     *extensions.entry(format!("{extension:?}")).or_default() += 1;
                     continue;
                 }

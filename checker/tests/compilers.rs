@@ -1,8 +1,8 @@
 //! What compilers emit and the checker refuses in every form: `golden/compilers.lst` lists each such instruction of Debian's archives and of
 //! the fixtures, with the reason and what the rewriter does with it. `CORDON_BLESS=1` writes the list anew.
 
-#[path = "oracle/spec.rs"]
-mod spec;
+#[path = "oracle/refused.rs"]
+mod refused;
 
 use iced_x86::{Code, Decoder, DecoderOptions};
 use object::{Object, ObjectSection, SectionKind};
@@ -99,7 +99,7 @@ fn what_compilers_emit_and_the_checker_refuses_is_listed() {
     let mut list = String::new();
     for (code, places) in &seen {
         let code = Code::try_from(*code).expect("a code");
-        let Some(why) = spec::refused(code) else { continue };
+        let Some(why) = refused::refused(code) else { continue };
         let answer = ANSWERS.iter().find(|(reason, _)| *reason == why);
         let answer = answer.unwrap_or_else(|| panic!("{code:?}: nobody says what happens to \"{why}\"")).1;
         let places: Vec<&str> = places.iter().map(String::as_str).collect();
