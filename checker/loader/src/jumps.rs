@@ -16,7 +16,7 @@
 //! the code behind R may run on what the METER before it paid, at most 1022 units (R29); they are paid again here, by [`FUEL`]. The registers
 //! come from the record: values of the handler's own. r14 does not, where it counts; rdx takes its word there, for the rewriter's use.
 //!
-//! A walk costs a binary search for each frame. Frames that it passes are gone afterwards, so all walks together cost no more than the calls that
+//! A walk costs a short search for each frame. Frames that it passes are gone afterwards, so all walks together cost no more than the calls that
 //! made these frames.
 
 use crate::context::{Context, HOME, flag};

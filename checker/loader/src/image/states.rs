@@ -19,9 +19,17 @@ impl State {
     }
 }
 
-/// The state at every instruction, as a list of changes: text offset and state from there on.
+/// Bytes of text for which one search begins.
+const BLOCK: u32 = 128;
+
+/// The state at every instruction.
 #[derive(Debug, Default)]
-pub struct States(Vec<(u32, State)>);
+pub struct States {
+    /// Text offset and state from there on, ascending.
+    changes: Vec<(u32, State)>,
+    /// For every block of text, how many changes lie before it; and for the end.
+    blocks: Vec<u32>,
+}
 
 impl States {
     /// Checks `text` once more to learn its states; none are known if it is not accepted, which cannot be for loaded text.
@@ -44,12 +52,48 @@ impl States {
             }
         }
         changes.shrink_to_fit();
-        States(changes)
+        let mut before = 0;
+        let blocks = (0..=text_len.div_ceil(BLOCK as usize) as u32).map(|block| {
+            before += changes[before..].partition_point(|(at, _)| at / BLOCK < block);
+            before as u32
+        });
+        States { blocks: blocks.collect(), changes }
     }
 
     /// The state before the instruction that starts at text offset `offset`.
     pub fn at(&self, offset: u32) -> State {
-        let after = self.0.partition_point(|(at, _)| *at <= offset);
-        after.checked_sub(1).map_or(State::default(), |last| self.0[last].1)
+        let block = (offset / BLOCK) as usize;
+        let (Some(&from), Some(&to)) = (self.blocks.get(block), self.blocks.get(block + 1)) else { return State::default() };
+        let (from, to) = (from as usize, to as usize);
+        let after = from + self.changes[from..to].partition_point(|(at, _)| *at <= offset);
+        after.checked_sub(1).map_or(State::default(), |last| self.changes[last].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A scratch word of an instruction start, by the layout that `cordon_checker::state` documents.
+    const fn start(units: u64, set: u64) -> u64 {
+        1 << 63 | units << 16 | set
+    }
+
+    #[test]
+    fn the_state_of_an_instruction_is_that_of_the_last_change() {
+        let mut scratch = vec![0; 1000];
+        let mut expected = Vec::new();
+        for (index, at) in (0..1000).step_by(3).enumerate() {
+            // Nothing changes for whole blocks, then everything.
+            let units = if (300..700).contains(&at) { 5 } else { index as u64 % 7 };
+            scratch[at] = start(units, (1 << units) - 1);
+            expected.push((at as u32, State { depth: units as u32 * 8, set: (1 << units) - 1 }));
+        }
+        let states = States::from_scratch(&scratch, scratch.len());
+        for (at, state) in expected {
+            assert_eq!(states.at(at), state, "{at}");
+        }
+        assert_eq!(states.at(5000), State::default());
+        assert_eq!(States::default().at(0), State::default());
     }
 }
