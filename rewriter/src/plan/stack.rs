@@ -302,13 +302,6 @@ impl Planner<'_> {
         }
         let up = ok(encode::move_stack(8))?;
         let register = insn.op0_register();
-        // Where another register stands for r14, the body's liveness is not that register's.
-        let own = self.body.nodes[id as usize].insn.op0_register() == register;
-        if insn.op0_kind() == OpKind::Register && own && register.is_gpr64() && !self.live.after[id as usize].has(register) {
-            self.note("popped value is not used: only the stack pointer moves");
-            self.bytes(up);
-            return Ok(());
-        }
         self.note("popped value lies on the data stack: a load");
         if insn.op0_kind() == OpKind::Register {
             let load = ok(encode::load(register, Register::RSP, self.k()))?;
