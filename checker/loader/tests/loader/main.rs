@@ -4,6 +4,7 @@ mod attacks;
 mod builder;
 mod callbacks;
 mod calls;
+mod checked;
 mod faults;
 mod fuel;
 mod gates;
