@@ -135,6 +135,7 @@ fn measure(folder: &Path, imports: &[String]) -> Result<()> {
     let all: Vec<Input> = paths.iter().map(input).collect::<Result<_>>()?;
     let options = Options { syscalls: true, whole_archive: true, imports: imports.to_vec(), ..Options::default() };
     let (mut times, mut instructions) = (Vec::new(), 0);
+    let before = processor_time()?;
     for _ in 0..RUNS {
         let start = Instant::now();
         let made = rewrite(&all, &options).map_err(|refusals| anyhow!("{refusals}"))?;
@@ -142,14 +143,24 @@ fn measure(folder: &Path, imports: &[String]) -> Result<()> {
         instructions = made.stats.instructions;
     }
     let time = median(&times).context("no run")?;
+    let processor = (processor_time()? - before) / RUNS as f64;
     println!(
-        "{} together, {instructions} instructions: {:.1} s on {} processors, {} MiB at most",
+        "{} together, {instructions} instructions: {:.1} s on {} processors ({processor:.1} s of processor time), {} MiB at most",
         TOGETHER.join(" + "),
         time,
         std::thread::available_parallelism()?,
         peak()?
     );
     Ok(())
+}
+
+/// Seconds of processor time that this process has had.
+fn processor_time() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Behind the command's name: the state is field 3, user and system time are fields 14 and 15, in hundredths (proc(5)).
+    let behind = stat.rsplit_once(')').context("no name")?.1;
+    let ticks = behind.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    Ok(ticks / 100.0)
 }
 
 /// The most memory that this process has had, MiB.

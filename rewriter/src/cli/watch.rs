@@ -31,10 +31,11 @@ fn show(progress: &Progress, ended: &Receiver<()>) {
         return;
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{msg:10} [{bar:40}] {pos}/{len} functions");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    let style = |form| ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+    let (counted, plain) = (style("{msg:10} [{bar:40}] {pos}/{len} functions"), style("{msg}"));
     loop {
         let (phase, done, total) = progress.now();
+        bar.set_style(if total == 0 { plain.clone() } else { counted.clone() });
         bar.set_message(name(phase));
         bar.set_length(total as u64);
         bar.set_position(done as u64);

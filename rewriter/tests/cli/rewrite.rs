@@ -95,3 +95,18 @@ fn devices_are_written_in_place() {
     assert_eq!(desk.cordon(&["rewrite", "one.o", "-o", "/dev/null"]).status.code(), Some(0));
     assert!(!std::fs::metadata("/dev/null").expect("still there").is_file());
 }
+
+/// The progress bar moves the cursor; nobody else here writes escape sequences.
+#[test]
+fn a_progress_bar_is_for_terminals_and_not_for_quiet_runs() {
+    let desk = Desk::new();
+    let words = ["rewrite", "/usr/lib/x86_64-linux-gnu/libsqlite3.a", "--whole-archive", "-o", "out"];
+    let piped = desk.cordon(&words);
+    assert!(stderr(&piped).contains("is defined nowhere") && !stderr(&piped).contains('\x1b'), "{piped:?}");
+    // `script` gives it a terminal.
+    let line = format!("{} {} --quiet", env!("CARGO_BIN_EXE_cordon"), words.join(" "));
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["-qec", &line, "/dev/null"]).current_dir(desk.folder()).stdin(std::process::Stdio::null());
+    let shown = terminal.output().expect("script is installed (util-linux)");
+    assert!(stdout(&shown).contains("is defined nowhere") && !stdout(&shown).contains('\x1b'), "{shown:?}");
+}
