@@ -1,7 +1,7 @@
 //! Where everything lies in the canary process: a window, a native stack, text and stubs, each alone in its terabyte, so that an address
 //! which is off by anything faults where nothing is mapped.
 
-use cordon_checker::layout::Slot;
+use cordon_checker::layout::{Slot, USER_STACK_LOW};
 use cordon_checker::note::NoteSpec;
 use cordon_checker::sample;
 
@@ -20,10 +20,7 @@ pub const STUBS: u64 = 0x5791_0000_0000;
 pub const TRAP: u64 = STUBS;
 pub const GATE: u64 = STUBS + 16;
 /// Where the outermost `ret` goes: no address at all.
-pub const GONE: u64 = 0x4680_0000_0000;
-/// Upper halves of addresses that a program must never see: the window's, the native stack's, the host's. Those of text and stubs are in
-/// the table, which programs may read (DESIGN §2).
-pub const SECRET_HALVES: [u32; 3] = [0x1357, 0x3579, 0x4680];
+pub const GONE: u64 = 0x4681_9abc_def0;
 /// Upper half of every word of poison.
 pub const POISON: u32 = 0xd15e_a5ed;
 /// Bytes around the window that nobody maps and that an access may reach.
@@ -174,9 +171,11 @@ fn poison(memory: &mut [u64]) {
     }
 }
 
-/// What a 64-bit value gives away.
+/// What a 64-bit value gives away: poison, an address of the native stack or of the window, the return address to the host. Addresses of text
+/// and stubs are in the table, which programs may read (DESIGN §2).
 pub fn secret(value: u64) -> Option<String> {
-    let high = (value >> 32) as u32;
-    let poison = high == POISON || value as u32 == POISON;
-    (poison || SECRET_HALVES.contains(&high)).then(|| format!("a secret, {value:#x},"))
+    let (high, low) = ((value >> 32) as u32, value as u32);
+    let stack = high == (STACK >> 32) as u32 && low >> 20 == USER_STACK_LOW >> 20;
+    let window = high == (BASE >> 32) as u32 && low < 0x2_0000;
+    (high == POISON || low == POISON || stack || window || value == GONE).then(|| format!("a secret, {value:#x},"))
 }
