@@ -67,9 +67,15 @@ pub fn is_absolute(kind: u32) -> bool {
     matches!(kind, elf::R_X86_64_64 | elf::R_X86_64_32 | elf::R_X86_64_32S)
 }
 
-/// The instruction at `at`, with its section offset as instruction pointer; invalid bytes give `Code::INVALID`.
+/// The instruction at `at`, with its section offset as instruction pointer; invalid bytes give `Code::INVALID`. Transfers to thunks are what
+/// the thunks do.
 #[must_use]
 pub fn decode(program: &Program, at: CodeRef) -> Instruction {
+    crate::thunks::resolve(program, at, decode_plain(program, at))
+}
+
+/// The instruction at `at` as it stands there.
+pub(crate) fn decode_plain(program: &Program, at: CodeRef) -> Instruction {
     let data = &program.section(at.section).data;
     let from = usize::try_from(at.offset).unwrap_or(usize::MAX).min(data.len());
     let to = data.len().min(from + 15);
@@ -210,8 +216,9 @@ impl Functions {
                 let from = usize::try_from(range.start).unwrap_or(0).min(to);
                 let mut set = 0;
                 for insn in Decoder::with_ip(64, &data[from..to], range.start, DecoderOptions::NONE) {
-                    set |= crate::liveness::written(&mut factory, &insn);
                     let at = CodeRef { section, offset: insn.ip() };
+                    let insn = crate::thunks::resolve(program, at, insn);
+                    set |= crate::liveness::written(&mut factory, &insn);
                     match insn.flow_control() {
                         FlowControl::Call if insn.code() == Code::Syscall => set |= crate::syscall::CLOBBERS,
                         FlowControl::IndirectCall | FlowControl::IndirectBranch => set |= CALLER_SAVED,

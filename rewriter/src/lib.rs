@@ -27,6 +27,7 @@ pub mod select;
 pub mod space;
 pub mod syscall;
 pub mod tables;
+pub mod thunks;
 pub mod transfer;
 pub mod values;
 

@@ -222,6 +222,7 @@ impl Selector<'_> {
                     self.outside(out, node.key.at, matches!(node.flow, Flow::Call(..)));
                     continue;
                 }
+                _ if crate::thunks::stands_for_thunk(&node.insn) => continue,
                 _ => {}
             }
             if let Some(gate) = crate::plan::gate_name(&node.insn) {

@@ -6,6 +6,7 @@ use crate::diag::Reason;
 use crate::program::Reloc;
 use crate::select::TLS_RESOLVER;
 use crate::space::Group;
+use crate::thunks::stands_for_thunk;
 use cordon_checker::layout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -110,6 +111,9 @@ impl Planner<'_> {
                 Ok(())
             }
             Flow::Return => {
+                if stands_for_thunk(&node.insn) {
+                    self.note("return thunk: a plain return");
+                }
                 self.bytes(vec![0xc3]);
                 Ok(())
             }
@@ -294,6 +298,7 @@ impl Planner<'_> {
             self.copy_arguments(id)?;
         }
         self.note(match how {
+            _ if stands_for_thunk(insn) => "retpoline: through the table of checked functions",
             Use::Switch(_) => "jump through its own table of checked labels",
             _ => "through the table of checked functions",
         });
