@@ -387,6 +387,9 @@ impl<'a> Discovery<'a> {
         if far || (insn.flow_control() == FlowControl::Return && insn.mnemonic() != Mnemonic::Ret) {
             return Err(("privileged-instruction", format!("`{insn}` is not for handlers")));
         }
+        if matches!(insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+            transfer::whole_words(insn, state)?;
+        }
         match insn.flow_control() {
             FlowControl::Next => self.straight(id, key, next, insn, state),
             FlowControl::UnconditionalBranch => Ok(match self.direct(key, insn, state)? {
@@ -456,6 +459,7 @@ impl<'a> Discovery<'a> {
     }
 
     fn align(&mut self, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
+        transfer::whole_words(insn, state)?;
         let mask = insn.try_immediate(1).unwrap_or(0).cast_signed();
         let align = mask.wrapping_neg();
         if insn.op1_kind() == OpKind::Register || state.dynamic || align <= 0 || align & (align - 1) != 0 || align > MAX_ALIGN {

@@ -178,6 +178,7 @@ fn push(id: u32, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     if insn.stack_pointer_increment() != -8 {
         return Err(refused(insn));
     }
+    whole_words(insn, state)?;
     if state.dynamic {
         return Ok(());
     }
@@ -197,6 +198,7 @@ fn pop(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     if insn.stack_pointer_increment() != 8 {
         return Err(refused(insn));
     }
+    whole_words(insn, state)?;
     if state.dynamic {
         state.set(insn.op0_register(), Value::Unknown);
         return Ok(());
@@ -215,9 +217,28 @@ fn pop(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Where rbp points to, from rsp at entry, if that is known and a multiple of 8.
+fn frame_pointer(state: &State) -> Option<i32> {
+    match state.register(Register::RBP) {
+        Value::Stack(at) if at % 8 == 0 => Some(at),
+        _ => None,
+    }
+}
+
+/// What needs a stack pointer that is a multiple of 8: pushes, pops, calls, and what makes the frame dynamic.
+///
+/// # Errors
+/// If it is not one.
+pub(crate) fn whole_words(insn: &Instruction, state: &State) -> Result<(), Reason> {
+    if state.skew == 0 {
+        return Ok(());
+    }
+    Err(("unknown-stack-pointer", format!("`{insn}` while the stack pointer is no multiple of 8")))
+}
+
 fn leave(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
-    let Value::Stack(at) = state.register(Register::RBP) else {
-        return Err(("unknown-stack-pointer", format!("`{insn}`: rbp is not known to point into the frame")));
+    let Some(at) = frame_pointer(state) else {
+        return Err(("unknown-stack-pointer", format!("`{insn}`: rbp is not known to point to a word of the frame")));
     };
     if at >= 0 {
         return Err(("reads-return-address", format!("`{insn}` takes the return address off the stack")));
@@ -241,15 +262,15 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
             if state.dynamic {
                 return Ok(());
             }
-            Value::Stack(-state.depth + if insn.mnemonic() == Mnemonic::Add { by } else { -by })
+            Value::Stack(state.skew - state.depth + if insn.mnemonic() == Mnemonic::Add { by } else { -by })
         }
         Mnemonic::Sub if insn.op0_register() == Register::RSP && (by_register || insn.op1_kind() == OpKind::Memory) => {
-            return begin_dynamic(ctx, state);
+            return begin_dynamic(ctx, insn, state);
         }
         Mnemonic::Mov if insn.op0_register() == Register::RSP && by_register => match state.register(insn.op1_register()) {
             Value::Below(origin) => {
                 ctx.arena_base(origin);
-                return begin_dynamic(ctx, state);
+                return begin_dynamic(ctx, insn, state);
             }
             Value::Unknown if state.dynamic => return Ok(()),
             value => value,
@@ -272,11 +293,14 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
         _ => return Err(unknown_sp(insn)),
     };
     let Value::Stack(to) = new else { return Err(unknown_sp(insn)) };
-    if to > 0 || to % 8 != 0 {
+    if to > 0 {
         return Err(("unknown-stack-pointer", format!("`{insn}` moves the stack pointer to {to} bytes from the return address")));
     }
+    // Rounded up to whole words; never far from the greatest depth that the checker takes, or it is refused there.
+    let depth = to.checked_neg().and_then(|d| d.checked_add(7)).ok_or_else(|| unknown_sp(insn))? & !7;
     state.dynamic = false;
-    state.set_depth(-to);
+    state.set_depth(depth);
+    state.skew = to + depth;
     Ok(())
 }
 
@@ -286,7 +310,8 @@ fn unknown_sp(insn: &Instruction) -> Reason {
 
 /// `sub %reg,%rsp` and its kin: from here on rsp stands for the arena word; the native stack keeps a static depth with room for what
 /// `dynamic.rs` saves there and for stack arguments.
-fn begin_dynamic(ctx: &Discovery<'_>, state: &mut State) -> Result<(), Reason> {
+fn begin_dynamic(ctx: &Discovery<'_>, insn: &Instruction, state: &mut State) -> Result<(), Reason> {
+    whole_words(insn, state)?;
     if !state.dynamic {
         state.set_depth(state.depth + crate::dynamic::frame_bytes(ctx.dynamic_arguments));
         state.dynamic = true;
@@ -303,7 +328,7 @@ fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -
         && let Value::Below(origin) = state.register(other)
     {
         ctx.arena_base(origin);
-        begin_dynamic(ctx, state)?;
+        begin_dynamic(ctx, insn, state)?;
     }
     Ok(())
 }
@@ -440,7 +465,7 @@ fn sum(ctx: &Discovery<'_>, a: Value, b: Value) -> Value {
 #[must_use]
 pub fn probe_loop(program: &Program, at: CodeRef, insn: &Instruction, state: &State) -> Option<(CodeRef, i32)> {
     let step = insn.mnemonic() == Mnemonic::Sub && insn.op0_register() == Register::RSP && insn.op1_kind() != OpKind::Register;
-    if !step || insn.try_immediate(1).ok() != Some(4096) || state.dynamic {
+    if !step || insn.try_immediate(1).ok() != Some(4096) || state.dynamic || state.skew != 0 {
         return None;
     }
     let next = |at: CodeRef, i: &Instruction| CodeRef { offset: at.offset + i.len() as u64, ..at };

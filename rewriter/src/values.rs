@@ -70,8 +70,10 @@ pub type Frame = BTreeMap<i32, Slot>;
 /// The abstract state before an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Bytes of native stack below the return address: rsp at entry − rsp, static at every instruction.
+    /// Bytes of native stack below the return address, static at every instruction: rsp at entry − rsp, rounded up to 8.
     pub depth: i32,
+    /// Bytes by which the original's rsp lies above that, below 8: clang's leaf functions take as little as 4 bytes (`-mno-red-zone`).
+    pub skew: i32,
     /// After `alloca`: rsp stands for the arena word, the native stack stays at `depth`.
     pub dynamic: bool,
     pub registers: [Value; 16],
@@ -85,14 +87,14 @@ impl State {
     pub fn entry() -> State {
         let mut registers = [Value::Entry; 16];
         registers[Register::RSP.number()] = Value::Unknown;
-        State { depth: 0, dynamic: false, registers, frame: Arc::default() }
+        State { depth: 0, skew: 0, dynamic: false, registers, frame: Arc::default() }
     }
 
     /// The value of a full 64-bit register (rsp included); `Unknown` for anything else.
     #[must_use]
     pub fn register(&self, register: Register) -> Value {
         if register == Register::RSP {
-            return if self.dynamic { Value::Unknown } else { Value::Stack(-self.depth) };
+            return if self.dynamic { Value::Unknown } else { Value::Stack(self.skew - self.depth) };
         }
         if register.is_gpr64() { self.registers[register.number()] } else { Value::Unknown }
     }
@@ -119,9 +121,10 @@ impl State {
         }
     }
 
-    /// Moves rsp to `depth`; slots that are no longer allocated are forgotten.
+    /// Moves rsp to `depth`, a multiple of 8; slots that are no longer allocated are forgotten.
     pub fn set_depth(&mut self, depth: i32) {
         self.depth = depth;
+        self.skew = 0;
         if self.frame.first_key_value().is_some_and(|(lowest, _)| *lowest < -depth) {
             self.frame = Arc::new(self.frame.range(-depth..).map(|(at, slot)| (*at, slot.clone())).collect());
         }
@@ -132,8 +135,8 @@ impl State {
     /// # Errors
     /// The two depths.
     pub fn join(&mut self, other: &State) -> Result<bool, (i32, i32)> {
-        if self.depth != other.depth || self.dynamic != other.dynamic {
-            return Err((self.depth, other.depth));
+        if self.depth != other.depth || self.skew != other.skew || self.dynamic != other.dynamic {
+            return Err((self.depth - self.skew, other.depth - other.skew));
         }
         let mut changed = false;
         for (mine, theirs) in self.registers.iter_mut().zip(&other.registers) {

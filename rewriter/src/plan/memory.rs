@@ -161,7 +161,7 @@ impl Planner<'_> {
                 base = scratch.register;
             } else {
                 self.note("stack: the data stack in the window");
-                disp += i64::from(self.k());
+                disp += i64::from(self.k() + node.state.skew);
             }
         } else if self.env.mode.matched && (base.is_gpr32() || index.is_gpr32()) {
             self.note("32-bit address: computed first, so that it counts as what it is");
@@ -297,7 +297,7 @@ impl Planner<'_> {
         let to = node.insn.op0_register();
         if !node.state.dynamic {
             self.note("address on the stack: the data stack's window offset");
-            let bytes = ok(encode::lea(encode::narrow(to), Register::RSP, index, scale, disp + self.k()))?;
+            let bytes = ok(encode::lea(encode::narrow(to), Register::RSP, index, scale, disp + self.k() + node.state.skew))?;
             self.bytes(bytes);
             return Ok(());
         }
@@ -324,7 +324,7 @@ impl Planner<'_> {
         if node.state.dynamic {
             return ok(encode::load(to, Register::None, self.env.space.arena_word.cast_signed()));
         }
-        ok(encode::lea(to, Register::RSP, Register::None, 1, self.k()))
+        ok(encode::lea(to, Register::RSP, Register::None, 1, self.k() + node.state.skew))
     }
 
     /// An explicit rsp operand that is only read becomes a register with the data stack's offset. True if nothing is left to do.

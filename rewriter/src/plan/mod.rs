@@ -1,6 +1,7 @@
 //! Phase 7: what every instruction becomes. One file per kind of change; this one holds the plan's form and the dispatch.
 
 pub mod backward;
+pub mod bits;
 pub mod branch;
 pub mod encode;
 pub mod evict;
@@ -205,6 +206,9 @@ impl<'a> Planner<'a> {
         }
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(id, node);
+        }
+        if self.bit_string(id, node)? {
+            return Ok(());
         }
         self.ordinary(id, node)
     }
