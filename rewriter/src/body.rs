@@ -11,7 +11,7 @@ use crate::transfer;
 use crate::values::{Frame, State, Value};
 use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Which copy of an instruction this is.
@@ -149,12 +149,25 @@ const MAX_NODES: usize = 4_000_000;
 /// # Errors
 /// What in it cannot be carried over faithfully.
 pub fn discover(program: &Program, functions: &Functions, entry: CodeRef) -> Result<Body, Vec<Diagnostic>> {
-    let mut first = Discovery::new(program, functions, entry, 0).run()?;
-    let arguments = crate::dynamic::argument_bytes(&first);
-    if arguments > 0 {
-        first = Discovery::new(program, functions, entry, arguments).run()?;
+    let mut growing = BTreeSet::new();
+    let mut arguments = 0;
+    loop {
+        let mut discovery = Discovery::new(program, functions, entry, arguments, growing.clone());
+        if let Err(problems) = discovery.run() {
+            let found = discovery.growing();
+            if found.is_subset(&growing) {
+                return Err(problems);
+            }
+            growing.extend(found);
+            continue;
+        }
+        let body = discovery.finish();
+        let needed = crate::dynamic::argument_bytes(&body);
+        if needed <= arguments {
+            return Ok(body);
+        }
+        arguments = needed;
     }
-    Ok(first)
 }
 
 pub(crate) struct Discovery<'a> {
@@ -164,6 +177,8 @@ pub(crate) struct Discovery<'a> {
     pub tables: Vec<Table>,
     pub labels: Vec<u64>,
     pub dynamic_arguments: i32,
+    /// Instructions from which on rsp is virtual: they allocate memory of a constant size in a loop.
+    pub growing: BTreeSet<CodeRef>,
     arena_bases: BTreeSet<Key>,
     nodes: Vec<Node>,
     index: HashMap<Key, u32>,
@@ -179,7 +194,13 @@ pub(crate) struct Discovery<'a> {
 }
 
 impl<'a> Discovery<'a> {
-    fn new(program: &'a Program, functions: &'a Functions, entry: CodeRef, dynamic_arguments: i32) -> Self {
+    fn new(
+        program: &'a Program,
+        functions: &'a Functions,
+        entry: CodeRef,
+        dynamic_arguments: i32,
+        growing: BTreeSet<CodeRef>,
+    ) -> Self {
         let labels = functions.containing(entry).map_or(&[] as &[u64], |r| functions.labels_in(entry.section, r.start, r.end));
         Discovery {
             program,
@@ -188,6 +209,7 @@ impl<'a> Discovery<'a> {
             tables: Vec::new(),
             labels: labels.to_vec(),
             dynamic_arguments,
+            growing,
             arena_bases: BTreeSet::new(),
             nodes: Vec::new(),
             index: HashMap::new(),
@@ -200,7 +222,7 @@ impl<'a> Discovery<'a> {
         }
     }
 
-    fn run(mut self) -> Result<Body, Vec<Diagnostic>> {
+    fn run(&mut self) -> Result<(), Vec<Diagnostic>> {
         let start = Key { context: Context::default(), at: self.entry };
         self.arrive(start, &State::entry(), None);
         loop {
@@ -221,9 +243,25 @@ impl<'a> Discovery<'a> {
         if !self.problems.is_empty() {
             self.problems.sort();
             self.problems.dedup();
-            return Err(self.problems);
+            return Err(std::mem::take(&mut self.problems));
         }
-        Ok(self.finish())
+        Ok(())
+    }
+
+    /// Where memory is allocated at several depths, as in a loop: what takes a constant number of bytes from rsp (gcc), else what copies rsp
+    /// to count down from there (clang).
+    fn growing(&self) -> BTreeSet<CodeRef> {
+        let mut depths: BTreeMap<CodeRef, BTreeSet<i32>> = BTreeMap::new();
+        for node in self.nodes.iter().filter(|n| !n.state.dynamic) {
+            depths.entry(node.key.at).or_default().insert(node.state.depth);
+        }
+        let several = |wanted: fn(&Instruction) -> bool| -> BTreeSet<CodeRef> {
+            let all = depths.iter().filter(|(at, found)| found.len() > 1 && wanted(&decode(self.program, **at)));
+            all.map(|(at, _)| *at).collect()
+        };
+        let taken = several(|i| i.mnemonic() == Mnemonic::Sub && i.op0_register() == Register::RSP);
+        let copies = || several(|i| i.mnemonic() == Mnemonic::Mov && i.op1_register() == Register::RSP && i.op0_register().is_gpr64());
+        if taken.is_empty() { copies() } else { taken }
     }
 
     /// Sorts the nodes into layout order: this function's own range first, other parts behind, copies last.

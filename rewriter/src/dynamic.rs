@@ -54,11 +54,16 @@ impl Planner<'_> {
         }
         let place = encode::window(Register::None, self.word());
         let change = match insn.mnemonic() {
+            Mnemonic::Mov if insn.op1_kind() == OpKind::Memory => {
+                return self.word_from_memory(id, node, scratch, Code::Mov_rm64_r64);
+            }
             Mnemonic::Mov => Instruction::with2(Code::Mov_rm64_r64, place, insn.op1_register()),
             Mnemonic::Sub if insn.op1_kind() == OpKind::Register => {
                 Instruction::with2(Code::Sub_rm64_r64, place, insn.op1_register())
             }
-            Mnemonic::Sub if insn.op1_kind() == OpKind::Memory => return self.allocate_from_memory(id, node, scratch),
+            Mnemonic::Sub if insn.op1_kind() == OpKind::Memory => {
+                return self.word_from_memory(id, node, scratch, Code::Sub_rm64_r64);
+            }
             Mnemonic::Sub => Instruction::with2(Code::Sub_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32),
             Mnemonic::Add if insn.op1_kind() != OpKind::Register => {
                 Instruction::with2(Code::Add_rm64_imm32, place, insn.try_immediate(1).unwrap_or(0) as i32)
@@ -71,20 +76,20 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// `sub mem,%rsp`: the size of what is allocated lies in memory.
-    fn allocate_from_memory(&mut self, id: u32, node: &Node, scratch: Borrowed) -> Planned<()> {
+    /// `sub mem,%rsp`: the size of what is allocated lies in memory. `mov mem,%rsp`: the stack pointer as it was at a scope's beginning does.
+    fn word_from_memory(&mut self, id: u32, node: &Node, scratch: Borrowed, change: Code) -> Planned<()> {
         let mut load = ok(Instruction::with2(Code::Mov_r64_rm64, scratch.register, encode::window(Register::None, 0)))?;
         copy_memory(&node.insn, &mut load);
         let mut borrow = Borrow::default();
         self.memory(id, node, &mut load, &mut borrow)?;
         if node.insn.memory_base() == Register::RSP || !borrow.0.is_empty() {
-            return Err(("unknown-stack-pointer", format!("`{}` takes a size out of the frame that it changes", node.insn)));
+            return Err(("unknown-stack-pointer", format!("`{}` takes a word out of the frame that it changes", node.insn)));
         }
         let place = encode::window(Register::None, self.word());
-        let size = ok(encode::encode(&load))?;
-        let change = ok(Instruction::with2(Code::Sub_rm64_r64, place, scratch.register).and_then(|i| encode::encode(&i)))?;
+        let value = ok(encode::encode(&load))?;
+        let change = ok(Instruction::with2(change, place, scratch.register).and_then(|i| encode::encode(&i)))?;
         self.keep(scratch, 0)?;
-        self.bytes(size);
+        self.bytes(value);
         self.bytes(change);
         self.give_back(scratch, 0)
     }

@@ -143,6 +143,9 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
     if let (Mnemonic::Cmp, false) = (insn.mnemonic(), state.dynamic) {
         begin_probe(ctx, insn, state)?;
     }
+    if !state.dynamic && ctx.growing.contains(&key.at) {
+        begin_dynamic(ctx, insn, state)?;
+    }
     no_old_copy(ctx, insn, state)?;
     let writes = written(&mut ctx.info, insn);
     if writes >> Register::RSP.number() & 1 == 1 {
