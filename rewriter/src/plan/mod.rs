@@ -5,6 +5,7 @@ pub mod bits;
 pub mod branch;
 pub mod encode;
 pub mod evict;
+pub mod gather;
 pub mod memory;
 pub mod stack;
 pub mod string;
@@ -207,7 +208,7 @@ impl<'a> Planner<'a> {
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(id, node);
         }
-        if self.bit_string(id, node)? {
+        if self.bit_string(id, node)? || self.gather(id, node)? {
             return Ok(());
         }
         self.ordinary(id, node)
