@@ -260,7 +260,8 @@ impl<'a> Discovery<'a> {
             all.map(|(at, _)| *at).collect()
         };
         let taken = several(|i| i.mnemonic() == Mnemonic::Sub && i.op0_register() == Register::RSP);
-        let copies = || several(|i| i.mnemonic() == Mnemonic::Mov && i.op1_register() == Register::RSP && i.op0_register().is_gpr64());
+        let copies =
+            || several(|i| i.mnemonic() == Mnemonic::Mov && i.op1_register() == Register::RSP && i.op0_register().is_gpr64());
         if taken.is_empty() { copies() } else { taken }
     }
 

@@ -44,7 +44,7 @@ pub struct Functions {
 }
 
 /// Functions of the C library that do not come back; used only when they are undefined in the objects.
-const NORETURN_NAMES: &[&str] = &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail"];
+const NORETURN_NAMES: &[&str] = &["abort", "exit", "_exit", "_Exit", "__stack_chk_fail", "__assert_fail", "__cxa_pure_virtual"];
 
 /// Whether an undefined function of this name never returns.
 #[must_use]

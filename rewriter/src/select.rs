@@ -14,7 +14,9 @@ use std::collections::BTreeSet;
 /// Functions that the loader provides when the objects leave them undefined.
 pub const GATES: &[&str] = &["memcpy", "memmove", "memset", "memcmp", "strlen"];
 /// Undefined functions whose call is a trap.
-pub const TRAPS: &[&str] = &["__stack_chk_fail", "abort"];
+pub const TRAPS: &[&str] = &["__stack_chk_fail", "abort", "__cxa_pure_virtual"];
+/// What registers the destructor of a static object: nothing, as a handler is never left for good. Whole programs have their C library's.
+pub const AT_EXIT: &str = "__cxa_atexit";
 /// The entry of whole programs.
 pub const START: &str = "_start";
 /// The resolver of thread-local addresses: its argument already is the address.
@@ -80,6 +82,7 @@ pub fn is_linker_defined(name: &str) -> bool {
             | "__fini_array_end"
             | crate::syscall::THREAD_POINTER
             | "_GLOBAL_OFFSET_TABLE_"
+            | "__dso_handle"
     )
 }
 
@@ -310,7 +313,11 @@ impl Selector<'_> {
             self.no_setjmp(name, section, offset, "has its address taken");
         } else if GATES.contains(&import_name(name)) || jump.is_some() || self.imports.iter().any(|i| i == name) {
             self.chosen.imports.insert(import_name(name).to_owned());
-        } else if !(weak || is_linker_defined(name) || TRAPS.contains(&name) || name == TLS_RESOLVER && !address) {
+        } else if !(weak
+            || is_linker_defined(name)
+            || TRAPS.contains(&name)
+            || [TLS_RESOLVER, AT_EXIT].contains(&name) && !address)
+        {
             let place = self.program.place(section, offset);
             let message = format!("`{name}` is defined nowhere; the host can provide it with --import {name}");
             self.problems.push(Diagnostic::new(place, "undefined-symbol", message));

@@ -4,7 +4,7 @@ use super::{Borrow, Piece, Planned, Planner, Target, UD2, encode, ok};
 use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Reason;
 use crate::program::Reloc;
-use crate::select::TLS_RESOLVER;
+use crate::select::{AT_EXIT, TLS_RESOLVER};
 use crate::space::Group;
 use crate::thunks::stands_for_thunk;
 use cordon_checker::layout;
@@ -260,6 +260,13 @@ impl Planner<'_> {
             Some(slot) => {
                 self.note("call of a host function: through its table slot");
                 self.import_slot(slot, jump);
+            }
+            None if name == AT_EXIT => {
+                self.note("destructor of a static object: never run");
+                let mut done = ok(encode::set(Register::RAX, 0))?;
+                done.extend(jump.then_some(0xc3));
+                self.bytes(done);
+                return Ok(true);
             }
             None => {
                 self.note("call of an absent function: trap");
