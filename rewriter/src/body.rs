@@ -4,14 +4,15 @@
 //! are one fixpoint, since a switch can only be followed when the value of its table register is known.
 
 use crate::diag::{Diagnostic, Reason};
-use crate::functions::{BranchTarget, CodeRef, Functions, branch_target, decode, exact_target, is_noreturn_name};
+use crate::functions::{BranchTarget, CodeRef, Functions, branch_target, decode, exact_target, is_noreturn_name, relocs_at};
+use crate::object::refused_in_code;
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{Table, TableId};
 use crate::transfer;
 use crate::values::{Frame, State, Value};
 use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Which copy of an instruction this is.
@@ -137,10 +138,6 @@ pub fn switch_targets(tables: &[Table], labels: &[u64], entry: CodeRef, through:
 
 /// Largest alignment of rsp that is turned into copies of the code.
 const MAX_ALIGN: i64 = 128;
-/// Instructions between a join of two depths and the one that sets rsp.
-const MAX_EPILOGUE: usize = 16;
-/// Depths of one function for which its code may be copied.
-const MAX_COPIES: usize = 4;
 /// Nodes beyond which a function is refused rather than analysed.
 const MAX_NODES: usize = 4_000_000;
 
@@ -180,15 +177,15 @@ pub(crate) struct Discovery<'a> {
     /// Instructions from which on rsp is virtual: they allocate memory of a constant size in a loop.
     pub growing: BTreeSet<CodeRef>,
     arena_bases: BTreeSet<Key>,
-    nodes: Vec<Node>,
-    index: HashMap<Key, u32>,
+    pub nodes: Vec<Node>,
+    pub index: HashMap<Key, u32>,
     work: BTreeSet<u32>,
     /// Indirect jumps at depth 0 that are judged when nothing else is left.
     deferred: BTreeSet<u32>,
     all_tables_known: bool,
     problems: Vec<Diagnostic>,
     /// Depths for which code was copied that is more than an epilogue.
-    copies: BTreeSet<i32>,
+    pub copies: BTreeSet<i32>,
     /// Made once: it allocates.
     pub info: InstructionInfoFactory,
 }
@@ -246,23 +243,6 @@ impl<'a> Discovery<'a> {
             return Err(std::mem::take(&mut self.problems));
         }
         Ok(())
-    }
-
-    /// Where memory is allocated at several depths, as in a loop: what takes a constant number of bytes from rsp (gcc), else what copies rsp
-    /// to count down from there (clang).
-    fn growing(&self) -> BTreeSet<CodeRef> {
-        let mut depths: BTreeMap<CodeRef, BTreeSet<i32>> = BTreeMap::new();
-        for node in self.nodes.iter().filter(|n| !n.state.dynamic) {
-            depths.entry(node.key.at).or_default().insert(node.state.depth);
-        }
-        let several = |wanted: fn(&Instruction) -> bool| -> BTreeSet<CodeRef> {
-            let all = depths.iter().filter(|(at, found)| found.len() > 1 && wanted(&decode(self.program, **at)));
-            all.map(|(at, _)| *at).collect()
-        };
-        let taken = several(|i| i.mnemonic() == Mnemonic::Sub && i.op0_register() == Register::RSP);
-        let copies =
-            || several(|i| i.mnemonic() == Mnemonic::Mov && i.op1_register() == Register::RSP && i.op0_register().is_gpr64());
-        if taken.is_empty() { copies() } else { taken }
     }
 
     /// Sorts the nodes into layout order: this function's own range first, other parts behind, copies last.
@@ -353,47 +333,6 @@ impl<'a> Discovery<'a> {
         self.nodes[id as usize].flow = flow;
     }
 
-    /// Sends arrivals at another depth than the usual one to their own copy of an instruction that resets rsp.
-    fn redirect(&self, flow: Flow, after: &State) -> Flow {
-        let to = |key: Key| match self.index.get(&key).map(|&id| &self.nodes[id as usize]) {
-            Some(known) if known.state.depth != after.depth && self.may_copy(known.key.at, after.depth) => {
-                Key { context: Context { deeper: after.depth, ..key.context }, ..key }
-            }
-            _ => key,
-        };
-        match flow {
-            Flow::Next(key) => Flow::Next(to(key)),
-            Flow::Jump(key) => Flow::Jump(to(key)),
-            Flow::Branch(a, b) => Flow::Branch(to(a), to(b)),
-            Flow::Call(out, Some(key)) => Flow::Call(out, Some(to(key))),
-            Flow::CallIndirect(key) => Flow::CallIndirect(to(key)),
-            other => other,
-        }
-    }
-
-    /// Whether code that is reached at another depth as well gets a copy for `depth`: an epilogue that sets rsp anew, and, at a few depths
-    /// for each function, anything (`alloca` of a constant size in one arm of a conditional).
-    fn may_copy(&self, at: CodeRef, depth: i32) -> bool {
-        self.leads_to_reset(at) || self.copies.contains(&depth) || self.copies.len() < MAX_COPIES
-    }
-
-    /// Whether rsp is set anew within a few instructions that do not use it.
-    fn leads_to_reset(&self, mut at: CodeRef) -> bool {
-        let mut factory = InstructionInfoFactory::new();
-        for _ in 0..MAX_EPILOGUE {
-            let insn = decode(self.program, at);
-            if transfer::resets_rsp(&insn) {
-                return true;
-            }
-            let uses_rsp = factory.info(&insn).used_registers().iter().any(|u| u.register().full_register() == Register::RSP);
-            if insn.code() == Code::INVALID || insn.flow_control() != FlowControl::Next || uses_rsp {
-                return false;
-            }
-            at.offset += insn.len() as u64;
-        }
-        false
-    }
-
     fn propagate(&mut self, key: Key, flow: &Flow, after: &State) {
         let from = Some(key.at);
         match flow {
@@ -474,6 +413,10 @@ impl<'a> Discovery<'a> {
     fn straight(&mut self, id: u32, key: Key, next: Key, insn: &Instruction, state: &mut State) -> Result<Flow, Reason> {
         if insn.mnemonic() == Mnemonic::Hlt {
             return Ok(Flow::Trap);
+        }
+        // Said here, since what follows would fail for want of the address.
+        if let Some(why) = relocs_at(self.program, key.at, insn.len()).iter().find_map(|r| refused_in_code(r.kind)) {
+            return Err(("unsupported-relocation", why));
         }
         if insn.mnemonic() == Mnemonic::And && insn.op0_register() == Register::RSP {
             return self.align(key, next, insn, state);

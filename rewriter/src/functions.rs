@@ -49,7 +49,9 @@ const NORETURN_NAMES: &[&str] = &["abort", "exit", "_exit", "_Exit", "__stack_ch
 /// Whether an undefined function of this name never returns.
 #[must_use]
 pub fn is_noreturn_name(name: &str) -> bool {
-    NORETURN_NAMES.contains(&name) || crate::jumps::is_longjmp(name)
+    // A sanitizer's report ends the program unless it says otherwise.
+    let report = name.starts_with("__asan_report_") && !name.ends_with("_noabort");
+    NORETURN_NAMES.contains(&name) || crate::jumps::is_longjmp(name) || report
 }
 
 /// The section and offset that `symbol + addend` names, if it is in a section.

@@ -4,6 +4,7 @@ use cordon_checker::Mode;
 
 pub mod accounts;
 pub mod body;
+pub mod copies;
 pub mod count;
 pub mod diag;
 pub mod dwarf;

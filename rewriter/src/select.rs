@@ -319,10 +319,34 @@ impl Selector<'_> {
             || [TLS_RESOLVER, AT_EXIT].contains(&name) && !address)
         {
             let place = self.program.place(section, offset);
-            let message = format!("`{name}` is defined nowhere; the host can provide it with --import {name}");
+            let message = match instrumented_by(name) {
+                Some(flag) => format!("`{name}` is defined nowhere: the object was compiled with {flag}; compile it without"),
+                None => format!("`{name}` is defined nowhere; the host can provide it with --import {name}"),
+            };
             self.problems.push(Diagnostic::new(place, "undefined-symbol", message));
         }
     }
+}
+
+/// The compiler flag that makes code call a function of this name in a runtime that handlers do not have.
+fn instrumented_by(name: &str) -> Option<&'static str> {
+    const FLAGS: &[(&str, &str)] = &[
+        ("__asan_", "-fsanitize=address"),
+        ("__hwasan_", "-fsanitize=hwaddress"),
+        ("__tsan_", "-fsanitize=thread"),
+        ("__msan_", "-fsanitize=memory"),
+        ("__ubsan_", "-fsanitize=undefined"),
+        ("__safestack_", "-fsanitize=safe-stack"),
+        ("__sanitizer_cov_", "-fsanitize-coverage"),
+        ("__gcov_", "--coverage or -fprofile-generate"),
+        ("llvm_gc", "--coverage"),
+        ("__llvm_profile_", "-fprofile-generate"),
+        ("__cyg_profile_func_", "-finstrument-functions"),
+        ("mcount", "-pg"),
+        ("__fentry__", "-pg -mfentry"),
+        ("__morestack", "-fsplit-stack"),
+    ];
+    FLAGS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, flag)| *flag)
 }
 
 /// What has to be added to the addend of a relocation in `insn` so that it names the operand itself.

@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const PAGE: u32 = 4096;
 /// Unmapped bytes between areas, so that running off one faults.
 const GAP: u32 = 0x1_0000;
-/// Bytes of arena for `alloca` and variable-length arrays.
-const ARENA: u32 = 1 << 20;
+/// Fewest bytes of arena for `alloca` and variable-length arrays; else as many as the stack has.
+const LEAST_ARENA: u32 = 1 << 16;
 /// Above the arena pointer's start, for stack arguments read past it.
 const ARENA_HEADROOM: u32 = 4096;
 /// Bytes of thread control block at the thread pointer: self pointer at 0, canary at 0x28 (psABI 3.4.6).
-const TCB: u32 = 64;
+pub const TCB: u32 = 64;
 /// Number of slots that small code pointers can name below the null zone's end.
 const MAX_SLOTS: usize = 8192;
 
@@ -203,7 +203,7 @@ impl Space {
             Ok((start, end))
         };
         self.argument = area(options.argument, "the argument area")?;
-        let arena = if chosen.uses_arena { Some(area(ARENA, "the arena")?) } else { None };
+        let arena = if chosen.uses_arena { Some(area(options.stack.max(LEAST_ARENA), "the arena")?) } else { None };
         self.heap = area(options.heap, "the heap")?;
         let stack_top = layout::USER_STACK_LOW + 8 + self.stack_shift;
         let stack = (

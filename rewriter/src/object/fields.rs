@@ -40,6 +40,26 @@ pub(super) fn width(kind: u32) -> Option<u64> {
     })
 }
 
+/// Why code cannot have a relocation of type `kind`, and what keeps compilers from emitting it; `None` for any other type.
+pub(super) fn refused_in_code(kind: u32) -> Option<String> {
+    let (name, cure) = match object::elf::RelocationType(kind) {
+        r::R_X86_64_GOTPC64 => ("R_X86_64_GOTPC64", LARGE),
+        r::R_X86_64_GOT64 => ("R_X86_64_GOT64", LARGE),
+        r::R_X86_64_GOTPLT64 => ("R_X86_64_GOTPLT64", LARGE),
+        r::R_X86_64_GOTPCREL64 => ("R_X86_64_GOTPCREL64", LARGE),
+        r::R_X86_64_PLTOFF64 => ("R_X86_64_PLTOFF64", LARGE),
+        r::R_X86_64_GOTPC32_TLSDESC => ("R_X86_64_GOTPC32_TLSDESC", DESCRIPTORS),
+        r::R_X86_64_TLSDESC_CALL => ("R_X86_64_TLSDESC_CALL", DESCRIPTORS),
+        _ => return None,
+    };
+    Some(format!("{name}: {cure}"))
+}
+
+/// The cure for the 64-bit offsets of a GOT.
+const LARGE: &str = "position-independent code of the large model; compile it with -fno-pic, or with -mcmodel=medium or small";
+/// The cure for descriptors of thread-local storage.
+const DESCRIPTORS: &str = "thread-local storage by descriptors; compile it with -mtls-dialect=gnu";
+
 /// What a refused type is called, for diagnostics.
 pub(super) fn refused_name(kind: u32) -> String {
     let name = match object::elf::RelocationType(kind) {

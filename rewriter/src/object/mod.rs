@@ -40,6 +40,12 @@ pub struct MergeOptions {
     pub known_undefined: Vec<String>,
 }
 
+/// Why code cannot have a relocation of type `kind`, with the cure; `None` for any other type.
+#[must_use]
+pub fn refused_in_code(kind: u32) -> Option<String> {
+    fields::refused_in_code(kind)
+}
+
 /// Reads `inputs` and resolves their references to each other.
 ///
 /// The objects of the program are in the order in which they came to take part: inputs in order, then archive members as they

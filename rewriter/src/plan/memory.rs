@@ -6,6 +6,7 @@ use crate::elf;
 use crate::functions::{CodeRef, exact_target};
 use crate::program::{Definition, Reloc, SectionKind};
 use crate::select::{GotWord, TRAPS, code_bias, import_name};
+use crate::space::TCB;
 use crate::transfer::{displacement_reloc, immediate_reloc, is_got};
 use cordon_checker::policy::Host;
 use cordon_checker::{Mode, Protect, describe_in};
@@ -139,6 +140,11 @@ impl Planner<'_> {
         let (mut base, mut index) = (insn.memory_base(), insn.memory_index());
         match insn.segment_prefix() {
             Register::FS => {
+                let named = displacement_reloc(self.env.program, node.key.at, &node.insn).is_some();
+                if !named && base == Register::None && index == Register::None && disp >= i64::from(TCB) {
+                    let message = format!("`{}` reads the thread control block of another system", node.insn);
+                    return Err(("segment-access", message));
+                }
                 self.note("thread-local: the window's block");
                 disp += i64::from(self.env.space.thread_pointer);
             }
@@ -148,10 +154,10 @@ impl Planner<'_> {
         if base == Register::RIP || base == Register::EIP {
             base = Register::None;
         }
+        if self.touches_return_address(node) {
+            return Err(("reads-return-address", format!("`{}` accesses its own return address", node.insn)));
+        }
         if base.full_register() == Register::RSP && base != Register::None {
-            if self.touches_return_address(node) {
-                return Err(("reads-return-address", format!("`{}` accesses its own return address", node.insn)));
-            }
             if node.state.dynamic {
                 self.note("after alloca: through the arena word");
                 let taken: Vec<Register> = borrow.0.iter().map(|(b, _)| b.register).collect();

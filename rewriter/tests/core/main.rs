@@ -8,6 +8,7 @@ mod metering;
 mod stack;
 mod stray;
 mod tables;
+mod thunks;
 
 use assemble::{assemble, rewrite};
 use cordon_rewriter::{Options, object::Input};

@@ -111,3 +111,15 @@ fn any_number_of_constructors_is_paid_for() {
     assert_eq!(charges(&made.parts.text), [2, 2, 2, 503, 503, 103]);
     assert_eq!(made.parts.stubs.iter().filter(|stub| stub.fuel).count(), 4);
 }
+
+#[test]
+fn a_branch_to_the_no_ops_in_front_of_a_loop_is_paid_for() {
+    // An empty jump in front of an aligned place that something jumps back to, at every distance from an aligned place.
+    for filler in 0..32 {
+        let filler = " inc %eax\n".repeat(filler);
+        made(&format!(
+            "test %edi,%edi\n je 3f\n{filler} call g\n jmp 1f\n ud2\n1: jmp 2f\n.p2align 3\n2: mov %rdi,%rax\n ret\n3: call g\n jmp 2b\n.size f,.-f\n\
+             .type g,@function\ng: mov %edi,%edi\n ret\n.size g,.-g\n"
+        ));
+    }
+}

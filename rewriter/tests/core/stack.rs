@@ -95,6 +95,7 @@ fn refuses_code_that_reads_its_return_address() {
     assert_eq!(refusal("pop %rax\n jmp *%rax\n").0, "reads-return-address");
     assert_eq!(refusal("mov (%rsp),%rax\n ret\n"), ("reads-return-address", 0));
     assert_eq!(refusal("call 1f\n1: pop %rax\n ret\n"), ("reads-return-address", 0));
+    assert_eq!(refusal("push %rbp\n mov %rsp,%rbp\n mov 8(%rbp),%rax\n pop %rbp\n ret\n"), ("reads-return-address", 4));
 }
 
 #[test]
@@ -136,4 +137,27 @@ fn the_target_of_a_call_after_alloca_survives_the_copying_of_stack_arguments() {
     let written =
         loads.filter(|insn| insn.op0_kind() == OpKind::Register && insn.op0_register().full_register() == Register::R11);
     assert_eq!(written.count(), 1, "r11 holds the target from its load to the call: {call:x?}");
+}
+
+#[test]
+fn a_stack_pointer_between_words_is_rounded_up() {
+    // clang's leaf functions without a red zone.
+    let made = rewrite("push %rbx\n sub $4,%rsp\n mov %edi,(%rsp)\n mov %rsp,%rax\n add $4,%rsp\n pop %rbx\n ret\n");
+    assert_eq!(made.step(1).0, [0x48, 0x8d, 0x64, 0x24, 0xf8], "lea -8(%rsp),%rsp");
+    assert_eq!(made.step(2).0, [0x65, 0x67, 0x89, 0x7c, 0x24, 4], "mov %edi,%gs:4(%esp)");
+    assert_eq!(made.step(3).0, [0x8d, 0x44, 0x24, 4], "lea 4(%rsp),%eax");
+    assert_eq!(made.step(4).0, [0x48, 0x8d, 0x64, 0x24, 8]);
+}
+
+#[test]
+fn memory_of_a_constant_size_in_a_loop_comes_from_the_arena() {
+    let body = |take: &str| format!("push %rbp\n mov %rsp,%rbp\n1: {take}\n dec %edi\n jne 1b\n leave\n ret\n");
+    for take in [
+        "sub $32,%rsp\n mov %rax,(%rsp)\n mov %rsp,%rax",
+        "mov %rsp,%rcx\n lea -32(%rcx),%rdx\n mov %rdx,%rsp\n mov %rax,-32(%rcx)",
+    ] {
+        let made = rewrite(&body(take));
+        assert!(made.0.explanations.iter().any(|e| e.change.contains("arena")), "{take}");
+    }
+    assert_eq!(refusal(&body("push %rax")).0, "stack-depth-conflict");
 }
