@@ -42,9 +42,12 @@ fn source(body: &str) -> String {
 }
 
 fn attempt(body: &str, mode: Mode) -> Result<Rewritten, Vec<Diagnostic>> {
+    attempt_with(&Options { imports: vec!["host".into()], mode, ..Options::default() }, body)
+}
+
+fn attempt_with(options: &Options, body: &str) -> Result<Rewritten, Vec<Diagnostic>> {
     let inputs = [Input { name: "f.o".into(), bytes: assemble(&source(body)) }];
-    let options = Options { imports: vec!["host".into()], mode, ..Options::default() };
-    cordon_rewriter::rewrite(&inputs, &options).map_err(|r| r.0)
+    cordon_rewriter::rewrite(&inputs, options).map_err(|r| r.0)
 }
 
 /// Rewrites a function with this body (and whatever follows it in the text).
@@ -55,6 +58,11 @@ pub fn rewrite(body: &str) -> Made {
 /// As [`rewrite`], in a mode.
 pub fn rewrite_in(mode: Mode, body: &str) -> Made {
     Made(attempt(body, mode).unwrap_or_else(|problems| panic!("refused: {problems:?}")))
+}
+
+/// As [`rewrite`], with these options.
+pub fn rewrite_with(options: &Options, body: &str) -> Made {
+    Made(attempt_with(options, body).unwrap_or_else(|problems| panic!("refused: {problems:?}")))
 }
 
 /// The code and offset of the first reason for refusing this body.

@@ -105,8 +105,8 @@ fn a_zero_extended_register_needs_no_check() {
 #[test]
 fn the_stack_needs_a_check_only_with_an_index() {
     let lines = listing(&made("mov %rdi,-8(%rsp)\n mov -32(%rsp,%rsi,8),%rax\n ret\n"));
-    assert_eq!(lines[0], "mov %rdi, %gs:0xffff8(%esp)");
-    assert_eq!(lines[1..4], ["lea 0xfffe0(%rsp), %ecx", "lea (%rcx, %rsi, 8), %rcx", "cmp $0x7fffffff, %rcx"], "{lines:#?}");
+    assert_eq!(lines[0], "mov %rdi, %gs:-8(%esp)");
+    assert_eq!(lines[1..4], ["lea -0x20(%rsp), %ecx", "lea (%rcx, %rsi, 8), %rcx", "cmp $0x7fffffff, %rcx"], "{lines:#?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The mirrored stack: DESIGN §4 and the idioms that compilers use on it.
 
-use crate::assemble::{refusal, rewrite};
+use crate::assemble::{refusal, rewrite, rewrite_with};
+use cordon_rewriter::Options;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 
 /// `lea -8(%rsp),%rsp`
@@ -62,9 +63,13 @@ fn stack_pointer_restored_from_a_copy_in_any_register() {
 
 #[test]
 fn pointer_into_the_frame_is_a_window_offset() {
-    let made = rewrite("sub $24,%rsp\n lea 8(%rsp),%rdi\n movq $1,(%rdi)\n add $24,%rsp\n ret\n");
-    // lea K+8(%rsp),%edi
-    assert_eq!(made.step(1).0, [0x8d, 0xbc, 0x24, 0x08, 0x00, 0x10, 0x00]);
+    let body = "sub $24,%rsp\n lea 8(%rsp),%rdi\n movq $1,(%rdi)\n movq $2,(%rsp)\n add $24,%rsp\n ret\n";
+    let made = rewrite(body);
+    assert_eq!(made.step(1).0, [0x8d, 0x7c, 0x24, 0x08], "lea 8(%rsp),%edi");
+    assert_eq!(made.step(3).0[..6], [0x65, 0x67, 0x48, 0xc7, 0x04, 0x24], "movq $2,%gs:(%esp)");
+    let made = rewrite_with(&Options { fast_window: true, ..Options::default() }, body);
+    assert_eq!(made.step(1).0, [0x8d, 0xbc, 0x24, 0x08, 0x00, 0x10, 0x00], "lea K+8(%rsp),%edi");
+    assert_eq!(made.step(3).0[..10], [0x65, 0x67, 0x48, 0xc7, 0x84, 0x24, 0x00, 0x00, 0x10, 0x00], "movq $2,%gs:K(%esp)");
 }
 
 #[test]
