@@ -68,7 +68,7 @@ pub struct Link {
     /// Data stack, where everything lies that the code addresses through rsp
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8M")]
     pub stack: u32,
-    /// Lay the stack out for the fast window (base 0), where the image then is quicker on AMD Zen; its text grows by some 6 % more
+    /// Lay the stack out for the fast window (base 0), where the image then is quicker on AMD Zen; its text grows by some 8 % more
     #[arg(long)]
     pub fast_window: bool,
     /// Take every member of every archive, wanted or not
