@@ -203,14 +203,17 @@ impl Planner<'_> {
             && matches!(insn.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::Mov | Mnemonic::Lea)
     }
 
-    /// Whether the memory operand of `node` overlaps the return address (a fence that adds 0 to it is none).
+    /// Whether the memory operand of `node` overlaps the return address. A fence that adds 0 to it is none; nor is a plain store through
+    /// another register than rsp, a buffer's overrun: here it does not change where the function returns to.
     pub(crate) fn touches_return_address(&self, node: &Node) -> bool {
         let Address::Stack { offset, exact: true } = address(self.env.program, node.key.at, &node.insn, &node.state) else {
             return false;
         };
         let size = i32::try_from(node.insn.memory_size().size()).unwrap_or(64);
         let fence = matches!(node.insn.mnemonic(), Mnemonic::Or | Mnemonic::Add) && node.insn.try_immediate(1).ok() == Some(0);
-        offset < 8 && offset + size > 0 && !fence
+        let store = node.insn.op0_kind() == OpKind::Memory && node.insn.mnemonic() == Mnemonic::Mov;
+        let overrun = store && node.insn.memory_base() != Register::RSP;
+        offset < 8 && offset + size > 0 && !fence && !overrun
     }
 
     pub(crate) fn push_pop(&mut self, id: u32, node: &Node) -> Planned<()> {

@@ -104,6 +104,12 @@ fn refuses_code_that_reads_its_return_address() {
 }
 
 #[test]
+fn an_overrun_of_the_frame_leaves_the_return_address_alone() {
+    let made = rewrite("push %rbp\n mov %rsp,%rbp\n mov %rdi,8(%rbp)\n pop %rbp\n ret\n");
+    assert_eq!(made.step(2).0, [0x65, 0x67, 0x48, 0x89, 0x7d, 0x08], "mov %rdi,%gs:8(%ebp)");
+}
+
+#[test]
 fn fence_on_the_return_address_is_harmless() {
     let made = rewrite("lock orq $0,(%rsp)\n ret\n");
     assert_eq!(made.step(0).0[..3], [0x65, 0x67, 0xf0], "a locked access to the data stack: {:x?}", made.step(0));
