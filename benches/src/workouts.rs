@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// A column of the table: its name, words for `cordon cc`, words for `cordon run`.
 const COLUMNS: [(&str, &[&str], &[&str]); 3] =
-    [("window", &[], &[]), ("fast window", &[], &["--fast-window"]), ("match", &["--mode", "match"], &["--mode", "match"])];
+    [("window", &[], &[]), ("fast window", &["--fast-window"], &["--fast-window"]), ("match", &["--mode", "match"], &["--mode", "match"])];
 
 /// Processor times of one archive's program: what the process took, from start to end.
 pub struct Row {
