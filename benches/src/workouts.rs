@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A column of the table: its name, words for `cordon cc`, words for `cordon run`.
-const COLUMNS: [(&str, &[&str], &[&str]); 3] =
-    [("window", &[], &[]), ("fast window", &["--fast-window"], &["--fast-window"]), ("match", &["--mode", "match"], &["--mode", "match"])];
+const COLUMNS: [(&str, &[&str], &[&str]); 3] = [
+    ("window", &[], &[]),
+    ("fast window", &["--fast-window"], &["--fast-window"]),
+    ("match", &["--mode", "match"], &["--mode", "match"]),
+];
 
 /// Processor times of one archive's program: what the process took, from start to end.
 pub struct Row {
