@@ -4,11 +4,13 @@
 //! A page of code loads all registers but rsp, runs the instruction, stores them and returns. A fault (a quotient that does not fit, an
 //! aligned operand) goes straight to the storing part and proves nothing.
 
+#[path = "common/features.rs"]
+mod features;
 #[path = "common/random.rs"]
 mod random;
 
 use cordon_checker::policy::Host;
-use cordon_checker::{Description, Facts, Features, Flow, Mode, track};
+use cordon_checker::{Description, Facts, Flow, Mode, track};
 use random::Random;
 use std::arch::{asm, global_asm};
 use std::cell::UnsafeCell;
@@ -281,24 +283,6 @@ fn compare(processor: &Processor, bytes: &[u8], random: &mut Random) -> Result<b
     Ok(true)
 }
 
-/// Extensions that write general registers and that this processor lacks.
-fn lacking() -> u64 {
-    let has = [
-        (Features::AVX, std::arch::is_x86_feature_detected!("avx")),
-        (Features::AVX2, std::arch::is_x86_feature_detected!("avx2")),
-        (Features::BMI1, std::arch::is_x86_feature_detected!("bmi1")),
-        (Features::BMI2, std::arch::is_x86_feature_detected!("bmi2")),
-        (Features::LZCNT, std::arch::is_x86_feature_detected!("lzcnt")),
-        (Features::ADX, std::arch::is_x86_feature_detected!("adx")),
-        (Features::MOVBE, std::arch::is_x86_feature_detected!("movbe")),
-        (Features::SSE41, std::arch::is_x86_feature_detected!("sse4.1")),
-        (Features::SSE42, std::arch::is_x86_feature_detected!("sse4.2")),
-        (Features::POPCNT, std::arch::is_x86_feature_detected!("popcnt")),
-        (Features::CX16, std::arch::is_x86_feature_detected!("cmpxchg16b")),
-    ];
-    has.iter().filter(|(_, has)| !has).fold(0, |set, (feature, _)| set | feature.0)
-}
-
 /// Whether the instruction writes registers and can run here: no branch, no stack, its operand (if any) at the segment's own bytes.
 fn can_run(bytes: &[u8], what: &Description) -> bool {
     let opcode = bytes.iter().find(|byte| !matches!(byte, 0x40..=0x4f | 0x65..=0x67 | 0xf0)).copied().unwrap_or(0);
@@ -342,7 +326,7 @@ fn addresses() -> Vec<Vec<u8>> {
 #[test]
 fn registers_have_the_levels_that_the_checker_says() {
     let processor = Processor::new();
-    let lacking = lacking();
+    let lacking = features::lacking();
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let rounds = std::env::var("CORDON_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6_u32);
     let (mut encodings, mut runs) = (0_u32, 0_u32);

@@ -4,13 +4,17 @@
 //! Each instruction ends where its page ends, the next page cannot be executed, and the trap flag stops after it. General registers hold
 //! a window offset in the low half and garbage in the high half, so an address that is not truncated, or not relative to gs, faults.
 
+#[path = "common/features.rs"]
+mod features;
 #[path = "common/random.rs"]
 mod random;
 #[path = "common/registers.rs"]
 mod registers;
+#[path = "common/signals.rs"]
+mod signals;
 
 use cordon_checker::policy::Host;
-use cordon_checker::{Description, Features, Flow, describe};
+use cordon_checker::{Description, Flow, describe};
 use random::Random;
 use registers::GENERAL;
 use std::arch::asm;
@@ -124,21 +128,8 @@ fn set_up() {
     map(CODE_END - PAGE, PAGE, RW | libc::PROT_EXEC);
     map(CODE_END, PAGE, libc::PROT_NONE);
     map(STACK - PAGE, 2 * PAGE, RW);
-    // SAFETY: an alternate stack that lives for the process, handlers for signals that only this test raises, and a segment that Rust does
-    // not use.
-    unsafe {
-        let size = 1 << 16;
-        let stack = Vec::leak(vec![0_u8; size]);
-        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: size };
-        assert_eq!(libc::sigaltstack(&raw const stack, ptr::null_mut()), 0);
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE] {
-            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-        }
-        assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1001, BASE), 0);
-    }
+    signals::install(on_signal, &signals::FAULTS);
+    signals::set_gs(BASE);
 }
 
 impl Random {
@@ -178,31 +169,6 @@ fn candidate(random: &mut Random) -> [u8; 24] {
         *byte = bytes.get(i).copied().unwrap_or(if random.next().is_multiple_of(2) { 0 } else { 0x20 });
     }
     window
-}
-
-/// Features that this processor lacks.
-fn lacking() -> u64 {
-    let has = [
-        (Features::SHA, std::arch::is_x86_feature_detected!("sha")),
-        (Features::AVX, std::arch::is_x86_feature_detected!("avx")),
-        (Features::AVX2, std::arch::is_x86_feature_detected!("avx2")),
-        (Features::FMA, std::arch::is_x86_feature_detected!("fma")),
-        (Features::F16C, std::arch::is_x86_feature_detected!("f16c")),
-        (Features::BMI1, std::arch::is_x86_feature_detected!("bmi1")),
-        (Features::BMI2, std::arch::is_x86_feature_detected!("bmi2")),
-        (Features::LZCNT, std::arch::is_x86_feature_detected!("lzcnt")),
-        (Features::ADX, std::arch::is_x86_feature_detected!("adx")),
-        (Features::MOVBE, std::arch::is_x86_feature_detected!("movbe")),
-        (Features::GFNI, std::arch::is_x86_feature_detected!("gfni")),
-        (Features::VAES, std::arch::is_x86_feature_detected!("vaes")),
-        (Features::VPCLMUL, std::arch::is_x86_feature_detected!("vpclmulqdq")),
-        (Features::AVXVNNI, std::arch::is_x86_feature_detected!("avxvnni")),
-        (Features::AES, std::arch::is_x86_feature_detected!("aes")),
-        (Features::PCLMUL, std::arch::is_x86_feature_detected!("pclmulqdq")),
-        (Features::SSE42, std::arch::is_x86_feature_detected!("sse4.2")),
-        (Features::POPCNT, std::arch::is_x86_feature_detected!("popcnt")),
-    ];
-    has.iter().filter(|(_, has)| !has).fold(0, |set, (feature, _)| set | feature.0)
 }
 
 /// Start registers which make the memory operand begin at window offset `place`; `None` if its form cannot reach it.
@@ -325,7 +291,7 @@ fn probe(bytes: &[u8], what: &Description, random: &mut Random) -> Result<u32, S
 #[test]
 fn accepted_instructions_do_what_the_table_says() {
     set_up();
-    let lacking = lacking();
+    let lacking = features::lacking();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut accepted, mut runs) = (0, 0);
     let mut wrong = std::collections::BTreeMap::new();

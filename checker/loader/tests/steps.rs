@@ -9,6 +9,8 @@
 mod random;
 #[path = "common/registers.rs"]
 mod registers;
+#[path = "common/signals.rs"]
+mod signals;
 
 use cordon_checker::layout::{Forget, MEMORY_END};
 use cordon_checker::note::NoteSpec;
@@ -123,21 +125,8 @@ fn set_up(spec: &NoteSpec) {
     }
     map(TEXT, TEXT_LEN, RW | libc::PROT_EXEC);
     map(STACK + u64::from(spec.stack_low) + 8 - 0x1_0000, 0x1_0000, RW);
-    // SAFETY: an alternate stack that lives for the process, handlers for signals that only this test raises, a segment that Rust does not
-    // use.
-    unsafe {
-        let size = 1 << 16;
-        let stack = Vec::leak(vec![0_u8; size]);
-        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: size };
-        assert_eq!(libc::sigaltstack(&raw const stack, std::ptr::null_mut()), 0);
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE] {
-            assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
-        }
-        assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1001, BASE), 0);
-    }
+    signals::install(on_signal, &signals::FAULTS);
+    signals::set_gs(BASE);
 }
 
 impl Random {

@@ -2,6 +2,7 @@
 
 use crate::place::{GONE, Place, secret};
 use crate::registers::GENERAL;
+use crate::signals;
 use crate::watch::Watch;
 use std::arch::asm;
 use std::cell::UnsafeCell;
@@ -169,21 +170,11 @@ pub enum Outcome {
 
 /// Signal handlers on a stack of their own, and the window's segment.
 pub fn set_up() {
-    // SAFETY: an alternate stack that lives for the process, handlers for signals that only this test raises, a segment that Rust does not
-    // use.
+    // A tick waits until the handler of another signal is done: each blocks all.
+    signals::install(on_signal, &[&signals::FAULTS[..], &[libc::SIGALRM]].concat());
+    signals::set_gs(crate::place::BASE);
+    // SAFETY: a timer of this process.
     unsafe {
-        let size = 1 << 16;
-        let stack = Vec::leak(vec![0_u8; size]);
-        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: size };
-        assert_eq!(libc::sigaltstack(&raw const stack, std::ptr::null_mut()), 0);
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // A tick waits until the handler of another signal is done.
-        libc::sigfillset(&raw mut action.sa_mask);
-        for signal in [libc::SIGILL, libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGALRM] {
-            assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
-        }
         // To this thread, not to the test runner's.
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -194,7 +185,6 @@ pub fn set_up() {
         let tick = libc::timespec { tv_sec: 0, tv_nsec: TICK };
         let ticks = libc::itimerspec { it_interval: tick, it_value: tick };
         assert_eq!(libc::timer_settime(timer, 0, &raw const ticks, std::ptr::null_mut()), 0);
-        assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1001, crate::place::BASE), 0);
     }
 }
 

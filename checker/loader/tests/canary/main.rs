@@ -6,6 +6,8 @@
 //! The programs come from a grammar, and from damaging those that were accepted. Millions, each known by its number and the seed:
 //! `CORDON_TRIES=1000000 CORDON_SEED=1 cargo test --release -p cordon-loader --test canary`.
 
+#[path = "../common/features.rs"]
+mod features;
 mod grammar;
 mod machine;
 mod mutate;
@@ -14,6 +16,8 @@ mod place;
 mod random;
 #[path = "../common/registers.rs"]
 mod registers;
+#[path = "../common/signals.rs"]
+mod signals;
 mod watch;
 
 use cordon_checker::{Policy, check, sample};
@@ -89,7 +93,7 @@ fn soak(tries: u64, seed: u64) -> Counts {
     let place = Place::new();
     machine::set_up();
     let mut counts = Counts::default();
-    let pool = Pool::new(&mut Random(0x9e37_79b9_7f4a_7c15), grammar::lacking(), 4000);
+    let pool = Pool::new(&mut Random(0x9e37_79b9_7f4a_7c15), features::lacking(), 4000);
     for index in 0..tries {
         // Each program by its number alone.
         let mut random = Random((seed << 40 ^ index).wrapping_mul(0x2545_f491_4f6c_dd1d) | 1);

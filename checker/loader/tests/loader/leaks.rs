@@ -61,16 +61,32 @@ fn needs_avx() -> bool {
     std::arch::is_x86_feature_detected!("avx")
 }
 
+/// A host function that leaves values everywhere and returns 0x77.
+fn soiling() -> Imports {
+    Imports::new().function("soil", |_, _| {
+        soil();
+        set_mxcsr(0x1fa0);
+        0x77
+    })
+}
+
+/// Every register but rax is as at an entry without arguments.
+fn assert_nothing_but_rax(words: &[u64]) {
+    assert_eq!(words[1..15], [0; 14], "general registers");
+    assert_eq!(words[15] & 0xffff, CONSTANT_FLAGS, "flags");
+    assert_eq!(words[16..80], [0; 64], "vector registers");
+    assert_eq!(words[80] & 0xffff_ffff, 0x1f80, "MXCSR");
+    assert_eq!(words[81] & 0xffff, 0x037f, "x87 control word");
+    assert_eq!(words[82..90], [0; 8], "MMX registers");
+    assert_eq!(words[90] & 0xffff, 0, "x87 status");
+}
+
 #[test]
 fn entry_and_imports_leave_no_host_value_in_any_register() {
     if !needs_avx() {
         return;
     }
-    let imports = Imports::new().function("soil", |_, _| {
-        soil();
-        set_mxcsr(0x1fa0);
-        0x77
-    });
+    let imports = soiling();
     let text = dump_text("sub $8,%rsp\nIMPORT 0\nlea 8(%rsp),%rsp\n");
     let mut w = Builder::new(&text).imports(&["soil"]).window_with(&imports);
     for _ in 0..3 {
@@ -79,13 +95,7 @@ fn entry_and_imports_leave_no_host_value_in_any_register() {
         for (at, rax) in [(HEAP, 0), (HEAP + 1024, 0x77)] {
             let words = dumped(&w, at);
             assert_eq!(words[0], rax);
-            assert_eq!(words[1..15], [0; 14], "general registers");
-            assert_eq!(words[15] & 0xffff, CONSTANT_FLAGS, "flags");
-            assert_eq!(words[16..80], [0; 64], "vector registers");
-            assert_eq!(words[80] & 0xffff_ffff, 0x1f80, "MXCSR");
-            assert_eq!(words[81] & 0xffff, 0x037f, "x87 control word");
-            assert_eq!(words[82..90], [0; 8], "MMX registers");
-            assert_eq!(words[90] & 0xffff, 0, "x87 status");
+            assert_nothing_but_rax(&words);
         }
     }
 }
@@ -96,11 +106,7 @@ fn longjmp_leaves_no_host_value_in_any_register() {
     if !needs_avx() {
         return;
     }
-    let imports = Imports::new().function("soil", |_, _| {
-        soil();
-        set_mxcsr(0x1fa0);
-        0x77
-    });
+    let imports = soiling();
     let text = dump_text("sub $8,%rsp\nmov $0x204000,%edi; mov $9,%eax; IMPORT 1\n");
     let end = "mov %gs:0x204100,%eax; movl $1,%gs:0x204100; test %eax,%eax; jnz 1f\nIMPORT 0; mov $0x204000,%edi; mov $7,%esi; IMPORT 2; ud2
                1: lea 8(%rsp),%rsp; ret\n";
@@ -113,13 +119,7 @@ fn longjmp_leaves_no_host_value_in_any_register() {
         w.call("dump", &[]).expect("returns");
         let words = dumped(&w, HEAP + 1024);
         assert_eq!(words[0], 9 << 32 | 7);
-        assert_eq!(words[1..15], [0; 14], "general registers");
-        assert_eq!(words[15] & 0xffff, CONSTANT_FLAGS, "flags");
-        assert_eq!(words[16..80], [0; 64], "vector registers");
-        assert_eq!(words[80] & 0xffff_ffff, 0x1f80, "MXCSR");
-        assert_eq!(words[81] & 0xffff, 0x037f, "x87 control word");
-        assert_eq!(words[82..90], [0; 8], "MMX registers");
-        assert_eq!(words[90] & 0xffff, 0, "x87 status");
+        assert_nothing_but_rax(&words);
     }
 }
 
