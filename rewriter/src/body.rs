@@ -77,6 +77,25 @@ pub struct Node {
     pub flow: Flow,
 }
 
+/// What a transfer out of a body calls or jumps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callee {
+    Known(Outside),
+    Pointer,
+}
+
+impl Node {
+    /// What it calls or jumps to outside the body.
+    #[must_use]
+    pub fn callee(&self) -> Option<Callee> {
+        match self.flow {
+            Flow::Call(out, _) | Flow::TailCall(out) | Flow::BranchOut(out, _) => Some(Callee::Known(out)),
+            Flow::CallIndirect(_) | Flow::TailIndirect => Some(Callee::Pointer),
+            _ => None,
+        }
+    }
+}
+
 /// A function ready for planning.
 #[derive(Clone, Debug)]
 pub struct Body {

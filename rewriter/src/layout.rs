@@ -34,8 +34,10 @@ pub struct Text {
     pub bodies: Vec<(NewOff, NewOff)>,
     /// Per body and node: start. A node ends where the next one starts.
     pub nodes: Vec<Vec<NewOff>>,
-    /// The function that runs the constructors, if there are any.
-    pub init: Option<NewOff>,
+    /// Where hosts call each entry, in the order of the entries.
+    pub entries: Vec<u32>,
+    /// The function that runs the constructors, if there are any: start and end.
+    pub init: Option<(NewOff, NewOff)>,
     /// Ascending by [`Stub::at`].
     pub stubs: Vec<Stub>,
     /// Ascending by offset, one for each.

@@ -1,6 +1,6 @@
 //! Phase 4: which registers and flags still matter before and after each instruction.
 
-use crate::body::{Body, Flow, Node, Outside};
+use crate::body::{Body, Callee, Flow, Node, Outside};
 use crate::functions::CodeRef;
 use foldhash::HashMap;
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
@@ -105,16 +105,10 @@ fn clobbers(bodies: &[Body], unknown: u16) -> Vec<u16> {
         let (mut set, mut calls) = (0, Vec::new());
         for node in &body.nodes {
             set |= effect(&mut factory, &node.insn).writes;
-            match node.flow {
-                Flow::Call(Outside::Function(f), _)
-                | Flow::TailCall(Outside::Function(f))
-                | Flow::BranchOut(Outside::Function(f), _) => {
-                    calls.extend(index.get(&f).copied());
-                }
-                Flow::Call(..) | Flow::TailCall(_) | Flow::BranchOut(..) | Flow::CallIndirect(_) | Flow::TailIndirect => {
-                    set |= unknown;
-                }
-                _ => {}
+            match node.callee() {
+                Some(Callee::Known(Outside::Function(f))) => calls.extend(index.get(&f).copied()),
+                Some(_) => set |= unknown,
+                None => {}
             }
         }
         if body.name == crate::syscall::FUNCTION {

@@ -11,7 +11,7 @@ use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::progress::{Phase, Progress};
 use crate::select::{self, GATES, START, TRAPS};
 use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, count, fixup, init, instrument, jumps, layout, liveness, syscall};
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, instrument, jumps, layout, liveness, own, syscall};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
@@ -166,7 +166,16 @@ fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
         Ok(text.nodes[body][entries[body].1 as usize].0)
     };
     let constructors = env.chosen.constructors.iter().map(start).collect::<Result<Vec<u32>, Refusals>>()?;
-    init::append(&mut text, &constructors, env.mode.metered);
+    let called = env.chosen.entries.iter().map(|(_, at)| start(at)).collect::<Result<Vec<u32>, Refusals>>()?;
+    own::call_constructors(&mut text, &constructors, env.mode.metered);
+    text.entries = if env.chosen.uses_arena {
+        own::set_arena(&mut text, env, &called).map_err(|e| {
+            let at = env.chosen.entries[0].1;
+            Refusals(vec![Diagnostic::new(env.program.place(at.section, at.offset), "internal", e.to_string())])
+        })?
+    } else {
+        called
+    };
     Ok(text)
 }
 
@@ -187,8 +196,9 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
     for (at, slot) in &space.function_slots {
         slots[*slot as usize] = Slot::Text(start(at));
     }
-    let mut entries: Vec<(u32, String)> = env.chosen.entries.iter().map(|(name, at)| (start(at), name.clone())).collect();
-    entries.extend(text.init.map(|at| (at.0, INIT_ENTRY.to_owned())));
+    let mut entries: Vec<(u32, String)> =
+        text.entries.iter().zip(&env.chosen.entries).map(|(at, (name, _))| (*at, name.clone())).collect();
+    entries.extend(text.init.map(|(at, _)| (at.0, INIT_ENTRY.to_owned())));
     NoteSpec {
         stack_shift: space.stack_shift,
         stack_low: window::USER_STACK_LOW,
@@ -246,8 +256,8 @@ fn symbols(env: Env<'_>, text: &Text) -> Vec<ImageSymbol> {
         let size = u64::from(end.0 - start.0);
         made.push(ImageSymbol { name: body.name.clone(), value: start.0.into(), size, function: true, global });
     }
-    if let Some(init) = text.init {
-        let size = text.bytes.len() as u64 - u64::from(init.0);
+    if let Some((init, end)) = text.init {
+        let size = u64::from(end.0 - init.0);
         made.push(ImageSymbol { name: INIT_ENTRY.into(), value: init.0.into(), size, function: true, global: false });
     }
     for symbol in &env.program.symbols {

@@ -1,6 +1,7 @@
 //! The rewriter's own decisions, looked at instruction by instruction: what stays, what changes, and that threads change nothing.
 //! That the results behave as the originals do is the fixtures' business.
 
+mod arena;
 mod assemble;
 mod idioms;
 mod matching;
