@@ -3,7 +3,7 @@
 use cordon_checker::layout::{DEPTH_LIMIT, Forget, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
-    Features, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, check, describe, is_start,
+    Features, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, TEXT_LIMIT, check, describe, is_start,
     policy::Host, sample, starts, state_at,
 };
 
@@ -157,6 +157,19 @@ fn scratch_must_be_long_enough() {
     assert_eq!(judge(1).map_err(|r| (r.offset, r.rule)), Err((0, Rule::ScratchLength)));
     assert!(judge(2).is_ok());
     assert!(judge(3).is_ok());
+}
+
+#[test]
+fn text_has_1_to_2_to_the_30_bytes() {
+    // Zeroed memory that nobody looks at, so none of it is there; the scratch is asked for after the length.
+    let text = vec![0; TEXT_LIMIT + 1];
+    let rule = |len: usize| {
+        sample::with_layout(&sample::user(), |layout| check(&text[..len], &Policy::USER, layout, &mut []).map_err(|r| r.rule))
+    };
+    assert_eq!(rule(0), Err(Rule::TextLength));
+    assert_eq!(rule(1), Err(Rule::ScratchLength));
+    assert_eq!(rule(TEXT_LIMIT), Err(Rule::ScratchLength));
+    assert_eq!(rule(TEXT_LIMIT + 1), Err(Rule::TextLength));
 }
 
 #[test]
