@@ -53,9 +53,10 @@ impl<'t> Tables<'t> {
     /// `Some` if the slot at `disp` is in the main table and an import.
     pub(crate) fn import(&self, disp: i32) -> Option<()> {
         let offset = i64::from(disp).checked_sub(i64::from(self.layout.table))?;
-        if offset < 0 || offset & 7 != 0 {
+        if offset & 7 != 0 {
             return None;
         }
+        // Below the table the number is negative, and no index.
         let word = self.layout.slots.get(usize::try_from(offset >> 3).ok()?)?;
         matches!(Slot::from_word(word), Slot::Import(_)).then_some(())
     }

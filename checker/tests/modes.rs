@@ -327,3 +327,13 @@ fn units_exist_in_their_mode_only() {
         assert_eq!(describe_in(&[0x65, 0x67, 0x8b, 0x07], Host::User, mode), describe(&[0x65, 0x67, 0x8b, 0x07], Host::User));
     }
 }
+
+#[test]
+fn facts_tell_what_they_were_made_of() {
+    // rsp is never among them.
+    let label = Facts::at_label(0xffff);
+    assert_eq!((label.small(), label.low(), label.near()), (0, 0xffef, 0xffef));
+    let all = facts([Level::Small, Level::Near]);
+    assert_eq!((all.small(), all.low(), all.near()), (1 << 7, 1 << 7, 1 << 7 | 1 << 6));
+    assert_eq!(all.checked(6).low(), 1 << 7 | 1 << 6);
+}
