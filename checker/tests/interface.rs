@@ -1,10 +1,10 @@
 //! What callers rely on: layout validation, scratch, summary, instruction starts, the note.
 
-use cordon_checker::layout::{DEPTH_LIMIT, Forget, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE};
+use cordon_checker::layout::{DEPTH_LIMIT, Forget, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE, Words};
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::{
-    Features, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, TEXT_LIMIT, check, describe, is_start,
-    policy::Host, sample, starts, state_at,
+    Features, Layout, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, TEXT_LIMIT, check, describe,
+    is_start, policy::Host, sample, starts, state_at,
 };
 
 fn validate(spec: &NoteSpec, policy: &Policy) -> Result<(), LayoutError> {
@@ -99,6 +99,22 @@ fn near_misses_of_lying_layouts_are_valid() {
         change(&mut spec);
         assert_eq!(validate(&spec, &Policy::USER), Ok(()), "change {index}");
     }
+}
+
+#[test]
+fn arrays_of_the_layout_are_whole_records() {
+    let longer = |words: Words| words.iter().chain([0]).flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+    sample::with_layout(&sample::user(), |layout| {
+        let (sub_tables, regions) = (longer(layout.sub_tables), longer(layout.regions));
+        let layouts = [
+            Layout { sub_tables: Words::new(&sub_tables), ..*layout },
+            Layout { regions: Words::new(&regions), ..*layout },
+            Layout { forgets: Words::new(&[0; 4]), ..*layout },
+        ];
+        for layout in layouts {
+            assert_eq!(layout.validate(&Policy::USER), Err(LayoutError::Records));
+        }
+    });
 }
 
 #[test]
