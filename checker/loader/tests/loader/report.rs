@@ -5,6 +5,9 @@ use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
 use cordon_loader::{Arg, Error, FaultKind, Frame, Image, Imports, Protect, Report, Window};
 use std::time::{Duration, Instant};
 
+/// What the host function takes that is to take too long.
+const SLEEP: Duration = Duration::from_millis(400);
+
 const SOURCE: &str = "
     .globl load\nload: mov %gs:(%edi),%rax; ret
     .globl store\nstore: mov %rsi,%gs:(%edi); ret
@@ -35,7 +38,7 @@ fn builder() -> Builder {
 fn imports() -> Imports {
     let imports = Imports::new().function("again", |call, [pointer, ..]| call.call_back(pointer, [0; 6]).unwrap_or(0));
     imports.function("sleep", |_, _| {
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(SLEEP);
         0
     })
 }
@@ -179,6 +182,8 @@ fn time_and_fuel_are_reported_with_their_details() {
     assert_eq!(line(&spun), "time-limit | spin+0");
     let time = spun.time.expect("told");
     assert!(time.limit_ns == 2_000_000 && time.elapsed_ns >= time.limit_ns && !time.outer);
+    // Long enough to come to the host function however busy the machine is.
+    w.set_time_limit(Some(SLEEP / 2));
     let slept = report(&mut w, "sleep", &[]);
     common(&slept, "sleep");
     assert_eq!(line(&slept), "time-limit, import sleep, no registers | import sleep < sleep+9");

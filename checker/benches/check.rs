@@ -1,14 +1,19 @@
-//! Measures the checker's speed beside iced-x86's plain decoding of the same bytes.
+//! Measures the checker beside iced-x86's plain decoding of the same bytes, by the processor time of this thread, so that a busy machine
+//! counts less.
 //!
-//! `cargo run --release -p cordon-checker --example throughput [IMAGE...]`: the texts of images; without one a mix (this program's own code with
+//! `cargo bench -p cordon-checker [NAME]`; `CORDON_IMAGES=a.img:b.img` for the texts of images. Without it a mix (this program's own code with
 //! memory operands made window operands), of 1 KiB to 256 MiB (2 GiB of scratch memory), and webs of branches.
 
 use cordon_checker::layout::SET_SLOTS;
 use cordon_checker::note::{Note, NoteSpec};
 use cordon_checker::policy::Host;
 use cordon_checker::{Flow, Mode, Policy, Protect, check, describe, sample, scratch_len};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use rustix::time::{ClockId, clock_gettime};
+use std::path::Path;
+use std::time::Duration;
 
 /// Contents of the `.text` section of an ELF64 file.
 fn text_of(file: &[u8]) -> Option<&[u8]> {
@@ -102,7 +107,7 @@ impl Case {
     }
 
     /// An image file.
-    fn of_image(path: &str) -> Option<Case> {
+    fn of_image(path: &Path) -> Option<Case> {
         let file = std::fs::read(path).ok()?;
         let word = |at: usize, n: usize| Some(file.get(at..at + n)?.iter().rev().fold(0_usize, |v, &x| v << 8 | usize::from(x)));
         let (mut text, mut note) = (None, None);
@@ -119,49 +124,73 @@ impl Case {
                 _ => {}
             }
         }
-        let name = std::path::Path::new(path).file_stem()?.to_string_lossy().into_owned();
+        let name = path.file_stem()?.to_string_lossy().into_owned();
         Some(Case { name, text: text?, note: note? })
     }
 
-    /// Best of `runs`, in turns with iced-x86's decoding of the same bytes, by the CPU time of this thread.
-    fn measure(&self, runs: usize) {
+    /// Checks the text, and decodes it.
+    fn measure(&self, group: &mut BenchmarkGroup<'_, ProcessorTime>) {
         let note = Note::parse(&self.note).expect("a note");
         let policy = Policy { mode: note.layout.mode, ..Policy::USER };
         let mut scratch = vec![0_u64; scratch_len(self.text.len())];
-        let (mut checking, mut decoding, mut instructions) = (f64::MAX, f64::MAX, 0);
-        for _ in 0..runs {
-            let started = seconds();
-            let summary = check(&self.text, &policy, &note.layout, &mut scratch);
-            checking = checking.min(seconds() - started);
-            instructions = summary.unwrap_or_else(|reject| panic!("{}: {reject}", self.name)).instructions;
-            let started = seconds();
-            let mut decoder = Decoder::new(64, &self.text, DecoderOptions::NONE);
-            let (mut instruction, mut bytes) = (Instruction::default(), 0);
-            while decoder.can_decode() {
-                decoder.decode_out(&mut instruction);
-                bytes += instruction.len();
-            }
-            assert_eq!(bytes, self.text.len());
-            decoding = decoding.min(seconds() - started);
-        }
-        let bytes = self.text.len() as f64;
+        let mut judge =
+            || check(&self.text, &policy, &note.layout, &mut scratch).unwrap_or_else(|reject| panic!("{}: {reject}", self.name));
+        let instructions = judge().instructions;
+        let bytes = self.text.len();
         println!(
-            "{:24} {:9} bytes, {:4.2} an instruction: {:4.0} MB/s, {:5.1} ns an instruction; iced-x86 decodes {:4.0} MB/s; scratch {} for a byte",
+            "{}: {bytes} bytes, {instructions} instructions, {} bytes of scratch for each",
             self.name,
-            self.text.len(),
-            bytes / f64::from(instructions),
-            bytes / checking / 1e6,
-            checking * 1e9 / f64::from(instructions),
-            bytes / decoding / 1e6,
-            size_of_val(&scratch[..]) / self.text.len(),
+            8 * scratch_len(bytes) / bytes
         );
+        group.throughput(Throughput::Bytes(bytes as u64)).sample_size(if bytes > 1 << 22 { 10 } else { 40 });
+        group.bench_function(BenchmarkId::new("check", &self.name), |bencher| bencher.iter(&mut judge));
+        group.bench_function(BenchmarkId::new("iced-x86", &self.name), |bencher| bencher.iter(|| decode(&self.text)));
     }
 }
 
-/// Seconds that this thread has run, so that a busy machine counts less.
-fn seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+/// Bytes that iced-x86 decodes: all.
+fn decode(text: &[u8]) -> usize {
+    let mut decoder = Decoder::new(64, text, DecoderOptions::NONE);
+    let (mut instruction, mut bytes) = (Instruction::default(), 0);
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        bytes += instruction.len();
+    }
+    assert_eq!(bytes, text.len());
+    bytes
+}
+
+/// Time that this thread has run.
+struct ProcessorTime;
+
+impl Measurement for ProcessorTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
+    }
+
+    fn end(&self, started: Duration) -> Duration {
+        self.start() - started
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        value.as_nanos() as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
 }
 
 /// `len` bytes of branches to where `target` says, as seen from offset `at`; then `ret`.
@@ -178,11 +207,13 @@ fn web(len: usize, target: impl Fn(usize) -> usize) -> Vec<u8> {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    for path in &arguments {
-        Case::of_image(path).unwrap_or_else(|| panic!("{path}: no image")).measure(15);
-    }
-    if !arguments.is_empty() {
+    let mut criterion = Criterion::default().with_measurement(ProcessorTime).configure_from_args();
+    let mut group = criterion.benchmark_group("text");
+    group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
+    if let Some(paths) = std::env::var_os("CORDON_IMAGES") {
+        for path in std::env::split_paths(&paths) {
+            Case::of_image(&path).unwrap_or_else(|| panic!("{}: no image", path.display())).measure(&mut group);
+        }
         return;
     }
     let path = std::env::current_exe().expect("a path");
@@ -192,20 +223,19 @@ fn main() {
     let mib = 1 << 20;
     let unit = accepted_text(code, mib);
     // Text of a mode has a walk of its own.
-    Case::new("sandbox", unit.repeat(8), &sandbox).measure(9);
     let stores = NoteSpec { mode: Mode { protect: Protect::Stores, ..Mode::default() }, ..sample::user() };
-    Case::new("stores only", unit.repeat(8), &stores).measure(9);
+    Case::new("1 MiB, stores only", unit.clone(), &stores).measure(&mut group);
     for (name, len) in [("1 KiB", 1 << 10), ("16 KiB", 16 << 10), ("128 KiB", 128 << 10)] {
-        Case::new(name, accepted_text(code, len), &sandbox).measure(99);
+        Case::new(name, accepted_text(code, len), &sandbox).measure(&mut group);
     }
     for count in [1, 4, 16, 64, 256] {
-        Case::new(format!("{count} MiB"), unit.repeat(count), &sandbox).measure(3);
+        Case::new(format!("{count} MiB"), unit.repeat(count), &sandbox).measure(&mut group);
     }
     let len = 12 * mib;
     let end = (len - 1) / 6 * 6;
-    Case::new("branches to the first", web(len, |_| 0), &sandbox).measure(3);
-    Case::new("branches to the last", web(len, |_| end), &sandbox).measure(3);
-    Case::new("branches halfway back", web(len, |at| at / 12 * 6), &sandbox).measure(3);
-    Case::new("branches halfway on", web(len, |at| (at + end) / 12 * 6), &sandbox).measure(3);
-    Case::new("branches anywhere", web(len, |at| at.wrapping_mul(0x9e37_79b9) % end / 6 * 6), &sandbox).measure(3);
+    Case::new("branches to the first", web(len, |_| 0), &sandbox).measure(&mut group);
+    Case::new("branches to the last", web(len, |_| end), &sandbox).measure(&mut group);
+    Case::new("branches halfway back", web(len, |at| at / 12 * 6), &sandbox).measure(&mut group);
+    Case::new("branches halfway on", web(len, |at| (at + end) / 12 * 6), &sandbox).measure(&mut group);
+    Case::new("branches anywhere", web(len, |at| at.wrapping_mul(0x9e37_79b9) % end / 6 * 6), &sandbox).measure(&mut group);
 }
