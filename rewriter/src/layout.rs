@@ -2,6 +2,7 @@
 
 use crate::emit::Stub;
 use crate::functions::CodeRef;
+use crate::kernel;
 use crate::plan::{Piece, Plan, Target, UD2};
 use cordon_checker::layout::Forget;
 use foldhash::{HashMap, HashMapExt as _};
@@ -24,6 +25,8 @@ struct Placed {
     /// Stubs and places to forget facts, with offsets within `bytes`.
     stubs: Vec<Stub>,
     forgets: Vec<Forget>,
+    /// Places of LIMITs' branch fields.
+    limits: Vec<usize>,
 }
 
 /// The whole text.
@@ -42,6 +45,8 @@ pub struct Text {
     pub stubs: Vec<Stub>,
     /// Ascending by offset, one for each.
     pub forgets: Vec<Forget>,
+    /// Places of the fields of branches to the one `ud2` of all LIMITs.
+    pub limits: Vec<usize>,
 }
 
 /// Function alignment in bytes.
@@ -70,6 +75,7 @@ pub fn lay_out(plans: &[Plan], entries: &[(CodeRef, u32)]) -> Result<Text, CodeR
         text.nodes.push(body.nodes.iter().map(|n| NewOff(at as u32 + n)).collect());
         let base = at as u32;
         text.stubs.extend(body.stubs.iter().map(|s| Stub { at: base + s.at, place: base + s.place, ..*s }));
+        text.limits.extend(body.limits.iter().map(|field| at + field));
         for forget in &body.forgets {
             let offset = base + forget.offset;
             match text.forgets.last_mut() {
@@ -139,6 +145,7 @@ fn offsets(pieces: &[Piece], long: &[bool], out: &mut Vec<u32>) {
             Piece::JumpOut(Some(_), _) => 6,
             Piece::Hint(..) => HINT,
             Piece::Stub { .. } => UD2.len() as u32,
+            Piece::Limit { indirect, .. } => kernel::limit(0, *indirect).len() as u32,
             Piece::Align => padding(at),
             Piece::AlignFree => free_padding(at, pieces.get(out.len())),
         };
@@ -205,6 +212,10 @@ fn emit(placed: &mut Placed, piece: &Piece, at: &[u32], i: usize, long: bool, ta
             placed.stubs.push(Stub { at: at[i], place: at[targets[place]], fuel: *fuel });
         }
         Piece::Bytes(b) => bytes.extend_from_slice(b),
+        Piece::Limit { limit, indirect } => {
+            bytes.extend(kernel::limit(*limit, *indirect));
+            placed.limits.push(bytes.len() - 4);
+        }
         Piece::Jump(condition, to) => {
             let distance = i64::from(at[targets[to]]) - i64::from(at[i + 1]);
             match (condition, long) {

@@ -15,6 +15,7 @@ pub mod fixup;
 pub mod functions;
 pub mod instrument;
 pub mod jumps;
+pub mod kernel;
 pub mod layout;
 pub mod liveness;
 pub mod object;
@@ -50,6 +51,8 @@ pub struct Options {
     pub whole_archive: bool,
     /// What the image proves beyond the sandbox: checked accesses, metering, unprotected loads.
     pub mode: Mode,
+    /// For the kernel module: windows behind fs, general-purpose instructions only ([`kernel`]).
+    pub kernel: bool,
     /// Turn `syscall` instructions into calls of the import [`syscall::IMPORT`]; refused otherwise.
     pub syscalls: bool,
 }
@@ -65,8 +68,17 @@ impl Default for Options {
             fast_window: false,
             whole_archive: false,
             mode: Mode::default(),
+            kernel: false,
             syscalls: false,
         }
+    }
+}
+
+impl Options {
+    /// The same for the kernel module, which gives every byte of an area its own page of memory.
+    #[must_use]
+    pub fn for_kernel() -> Options {
+        Options { kernel: true, heap: 1 << 20, argument: 1 << 20, stack: kernel::STACK, ..Options::default() }
     }
 }
 

@@ -4,11 +4,13 @@ use crate::body::{Callee, Outside};
 use crate::emit::Stub;
 use crate::instrument::meter::subtract;
 use crate::jumps::{LONGJMP, SETJMP};
+use crate::kernel;
 use crate::layout::{NewOff, Text, pad};
 use crate::plan::Env;
 use crate::plan::encode::{self, window};
 use crate::program::Reloc;
 use crate::select::{GATES, TRAPS, import_name};
+use crate::space::Space;
 use cordon_checker::layout::USER_STACK_LOW;
 use iced_x86::{Code, IcedError, Instruction, Register};
 
@@ -16,12 +18,13 @@ use iced_x86::{Code, IcedError, Instruction, Register};
 const CALLS: usize = 500;
 
 /// Appends a function that calls the text offsets `constructors` in order.
-pub fn call_constructors(text: &mut Text, constructors: &[u32], metered: bool) {
+pub fn call_constructors(text: &mut Text, space: &Space, constructors: &[u32], metered: bool) {
     if constructors.is_empty() {
         return;
     }
     pad(&mut text.bytes, 16);
     let start = NewOff(text.bytes.len() as u32);
+    kernel::enter(text, space, true);
     // One stub for each depth: places of METER, of the field of its branch.
     let mut outer = Vec::new();
     let mut inner = Vec::new();
@@ -54,10 +57,12 @@ pub fn call_constructors(text: &mut Text, constructors: &[u32], metered: bool) {
 pub fn set_arena(text: &mut Text, env: Env<'_>, starts: &[u32]) -> Result<Vec<u32>, IcedError> {
     let allocates = may_allocate(env);
     let word = window(Register::None, env.space.arena_word.cast_signed());
-    let set = encode::encode(&Instruction::with2(Code::Mov_rm32_imm32, word, env.space.arena_top)?)?;
+    let mut set = encode::encode(&Instruction::with2(Code::Mov_rm32_imm32, word, env.space.arena_top)?)?;
+    kernel::rebase(&mut set, env.space);
     pad(&mut text.bytes, 16);
     // A function that all of them call: below its return address, rsp is 8 less than the host has set it to.
     let common = text.bytes.len() as u32;
+    kernel::enter(text, env.space, false);
     let mut meters = Vec::new();
     if env.mode.metered {
         // METER itself and the five instructions of an outermost call.
@@ -75,6 +80,7 @@ pub fn set_arena(text: &mut Text, env: Env<'_>, starts: &[u32]) -> Result<Vec<u3
             continue;
         }
         fronts.push(text.bytes.len() as u32);
+        kernel::enter(text, env.space, true);
         if env.mode.metered {
             meters.push(meter(text, 3));
         }

@@ -10,8 +10,8 @@ use crate::plan::{self, Env, Plan};
 use crate::program::{Definition, Program, SectionKind, SymbolKind};
 use crate::progress::{Phase, Progress};
 use crate::select::{self, GATES, START, TRAPS};
-use crate::space::{self, MAX_DEPTH};
-use crate::{Explanation, Options, Rewritten, Stats, count, fixup, instrument, jumps, layout, liveness, own, syscall};
+use crate::space;
+use crate::{Explanation, Options, Rewritten, Stats, count, fixup, instrument, jumps, kernel, layout, liveness, own, syscall};
 use cordon_checker::layout::{self as window, Slot, SubTable};
 use cordon_checker::note::{INIT_ENTRY, Note, NoteSpec};
 use cordon_checker::{Policy, check};
@@ -43,6 +43,7 @@ pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress)
     if options.syscalls {
         syscall::add(&mut program).map_err(|e| internal(e.to_string()))?;
     }
+    kernel::refuse_options(options)?;
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
     let mut chosen = select::select(&program, &functions, entries, &imports, progress)?;
@@ -132,7 +133,9 @@ fn plans(env: Env<'_>, progress: &Progress) -> Result<Vec<Plan>, Refusals> {
     let tail_called = instrument::tail_called(&env.chosen.bodies);
     progress.enter(Phase::Planning, env.chosen.bodies.len());
     let planned = |i: usize| {
-        let plan = plan::plan(env, i, &live[i]).and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called));
+        let plan = plan::plan(env, i, &live[i])
+            .and_then(|p| instrument::instrument(env, i, p, &live[i], &tail_called))
+            .and_then(|p| kernel::finish(env, i, p, &live[i]));
         progress.step();
         plan
     };
@@ -167,7 +170,7 @@ fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
     };
     let constructors = env.chosen.constructors.iter().map(start).collect::<Result<Vec<u32>, Refusals>>()?;
     let called = env.chosen.entries.iter().map(|(_, at)| start(at)).collect::<Result<Vec<u32>, Refusals>>()?;
-    own::call_constructors(&mut text, &constructors, env.mode.metered);
+    own::call_constructors(&mut text, env.space, &constructors, env.mode.metered);
     text.entries = if env.chosen.uses_arena {
         own::set_arena(&mut text, env, &called).map_err(|e| {
             let at = env.chosen.entries[0].1;
@@ -176,6 +179,7 @@ fn text(env: Env<'_>, plans: &[Plan]) -> Result<Text, Refusals> {
     } else {
         called
     };
+    kernel::add_trap(&mut text);
     Ok(text)
 }
 
@@ -202,10 +206,12 @@ fn note(env: Env<'_>, plans: &[Plan], text: &Text) -> NoteSpec {
     NoteSpec {
         stack_shift: space.stack_shift,
         stack_low: window::USER_STACK_LOW,
-        table: window::USER_TABLE,
-        table_end: space.table_end.cast_signed(),
+        kernel: space.kernel,
+        limit: if space.kernel { kernel::limit_of(space) } else { 0 },
+        table: space.table,
+        table_end: space.table_end,
         main_bits: space.main_bits,
-        max_depth: MAX_DEPTH,
+        max_depth: space.max_depth(),
         regions: space.regions.clone(),
         sub_tables: sub_tables(env, plans, text, &functions_only(&slots)),
         slots,
@@ -354,7 +360,7 @@ fn text_in(env: Env<'_>) -> usize {
 fn self_check(env: Env<'_>, image: &Image, text: &Text, scratch: &mut [u64]) -> Result<u64, Refusals> {
     let bytes = image.note.to_bytes();
     let note = Note::parse(&bytes).map_err(|e| internal(format!("the note cannot be read back: {e:?}")))?;
-    let policy = Policy { mode: image.note.mode, ..Policy::USER };
+    let policy = Policy { mode: image.note.mode, ..env.space.policy() };
     note.layout.validate(&policy).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
     check(&text.bytes, &policy, &note.layout, scratch).map(|s| s.features.0).map_err(|reject| {
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);

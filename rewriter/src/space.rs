@@ -4,8 +4,10 @@ use crate::Options;
 use crate::body::{Body, Context, Flow};
 use crate::diag::{Diagnostic, Place, Refusals};
 use crate::functions::CodeRef;
+use crate::kernel;
 use crate::program::{Program, SectionId, SectionKind};
 use crate::select::{GotWord, Selection};
+use cordon_checker::Policy;
 use cordon_checker::layout::{self, Region, RegionKind};
 use foldhash::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +59,11 @@ pub struct Space {
     pub groups: Vec<Vec<Group>>,
     /// Which body's table (body, table) fills the data at a place.
     pub table_places: HashMap<(SectionId, u64), (u32, u32)>,
-    pub table_end: u32,
+    /// Displacements of the main table and of the end of the table pages.
+    pub table: i32,
+    pub table_end: i32,
+    /// For a kernel host.
+    pub kernel: bool,
     /// Pointers to constructors and to what runs at exit, of whole programs; start and end.
     pub init_array: (u32, u32),
     pub fini_array: (u32, u32),
@@ -75,7 +81,12 @@ pub struct Space {
 /// # Errors
 /// If it does not fit, or two bodies read one table differently.
 pub fn lay_out(program: &Program, chosen: &Selection, options: &Options) -> Result<Space, Refusals> {
-    let mut space = Space { stack_shift: if options.fast_window { layout::USER_STACK_SHIFT } else { 0 }, ..Space::default() };
+    let mut space = Space {
+        stack_shift: if options.fast_window { layout::USER_STACK_SHIFT } else { 0 },
+        kernel: options.kernel,
+        table: if options.kernel { kernel::TABLE } else { layout::USER_TABLE },
+        ..Space::default()
+    };
     space.slots(chosen)?;
     space.sub_tables(program, chosen)?;
     space.data(program, chosen)?;
@@ -114,15 +125,15 @@ impl Space {
     }
 
     fn sub_tables(&mut self, program: &Program, chosen: &Selection) -> Result<(), Refusals> {
-        let mut at = layout::USER_TABLE + (8 << self.main_bits);
+        let mut at = self.table + (8 << self.main_bits);
+        let end = if self.kernel { kernel::TABLE_END } else { 0x4000_0000 };
         for (index, body) in chosen.bodies.iter().enumerate() {
             let slots = 1 + self.import_slots.len() + self.function_slots.len();
             let mut groups = groups(body, slots as u32);
             for group in &mut groups {
                 for base in group.bases.values_mut() {
                     *base = at;
-                    at =
-                        at.checked_add(8 << group.bits).filter(|a| *a < 0x4000_0000).ok_or_else(|| too_big("the jump tables"))?;
+                    at = at.checked_add(8 << group.bits).filter(|a| *a < end).ok_or_else(|| too_big("the jump tables"))?;
                 }
             }
             for (id, table) in body.tables.iter().enumerate() {
@@ -139,7 +150,10 @@ impl Space {
             }
             self.groups.push(groups);
         }
-        self.table_end = at.cast_unsigned().next_multiple_of(PAGE);
+        if at > end {
+            return Err(too_big("the jump tables"));
+        }
+        self.table_end = at.cast_unsigned().next_multiple_of(PAGE).cast_signed();
         Ok(())
     }
 
@@ -147,7 +161,8 @@ impl Space {
         let of = |kinds: &[SectionKind]| -> Vec<SectionId> {
             chosen.sections.iter().copied().filter(|s| kinds.contains(&program.section(*s).kind)).collect()
         };
-        let mut at = self.table_end;
+        // The kernel's tables lie below the window.
+        let mut at = u32::try_from(self.table_end).unwrap_or(layout::NULL_ZONE_END);
         self.rodata.0 = at;
         at = self.place(program, &of(&[SectionKind::Rodata]), at)?.next_multiple_of(8);
         self.init_array.0 = at;
@@ -210,7 +225,7 @@ impl Space {
             stack_top.checked_sub(page(options.stack)?).ok_or_else(|| too_big("the stack"))?,
             stack_top + layout::STACK_HEADROOM,
         );
-        if stack.0.checked_sub(MAX_DEPTH + GAP).is_none_or(|low| low < self.heap.1) {
+        if stack.0.checked_sub(self.policy().max_depth + GAP).is_none_or(|low| low < self.heap.1) {
             return Err(too_big("heap and stack"));
         }
         self.arena_top = arena.map_or(0, |a| a.1 - ARENA_HEADROOM);
@@ -226,6 +241,18 @@ impl Space {
         Ok(())
     }
 
+    /// What the host allows at most.
+    #[must_use]
+    pub const fn policy(&self) -> Policy {
+        if self.kernel { Policy::KERNEL } else { Policy::USER }
+    }
+
+    /// Greatest depth of the image in bytes, D.
+    #[must_use]
+    pub const fn max_depth(&self) -> u32 {
+        self.policy().max_depth
+    }
+
     /// The group of table `id` of body `index`.
     #[must_use]
     pub fn group_of_table(&self, index: usize, id: u32) -> Option<&Group> {
@@ -239,9 +266,6 @@ impl Space {
         group.value(to)
     }
 }
-
-/// Greatest static depth of user-mode images, bytes.
-pub const MAX_DEPTH: u32 = 1 << 20;
 
 impl Group {
     /// 8 × the index of `to`.

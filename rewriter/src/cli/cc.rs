@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(sorted.compiler, words("-O2 -I inc -Iinc2 -DX=1 -x c"));
         assert_eq!(sorted.parts, [Part::Source("a.c".into()), Part::Binary("b.o".into()), Part::Library("z".into())]);
         let own = Own::try_parse_from(sorted.own).expect("parsed");
-        assert_eq!((own.output.to_str(), own.cc.to_str(), own.link.heap), (Some("p.img"), Some("clang"), 1 << 20));
+        assert_eq!((own.output.to_str(), own.cc.to_str(), own.link.heap), (Some("p.img"), Some("clang"), Some(1 << 20)));
     }
 
     #[test]

@@ -59,15 +59,18 @@ pub struct Link {
     /// An undefined function that the host provides (repeatable); every other undefined symbol that is used is an error
     #[arg(long, value_name = "NAME")]
     pub import: Vec<String>,
-    /// Handler heap in bytes, or with K, M, G: the range `__cordon_heap_start` … `__cordon_heap_end`
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
-    pub heap: u32,
-    /// Argument area, where the host places a call's bytes: `__cordon_arg_start` … `__cordon_arg_end`
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
-    pub arg_area: u32,
-    /// Data stack, where everything lies that the code addresses through rsp
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8M")]
-    pub stack: u32,
+    /// Which host the image is for
+    #[arg(long, value_enum, default_value_t, value_name = "HOST")]
+    pub host: HostName,
+    /// Handler heap in bytes, or with K, M, G: the range `__cordon_heap_start` … `__cordon_heap_end` [default: 256M, kernel 1M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub heap: Option<u32>,
+    /// Argument area, where the host places a call's bytes: `__cordon_arg_start` … `__cordon_arg_end` [default: 64M, kernel 1M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub arg_area: Option<u32>,
+    /// Data stack, where everything lies that the code addresses through rsp [default: 8M, kernel 64K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub stack: Option<u32>,
     /// Lay the stack out for the fast window (base 0), where the image then is quicker on AMD Zen; its text grows by some 8 % more
     #[arg(long)]
     pub fast_window: bool,
@@ -86,6 +89,16 @@ pub struct Link {
     /// Which accesses are protected
     #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
     pub protect: Protected,
+}
+
+/// What an image runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HostName {
+    /// A process, by the loader library.
+    #[default]
+    User,
+    /// The Linux kernel, by the module: windows behind %fs, general-purpose instructions only.
+    Kernel,
 }
 
 /// The two flavours of isolation.
@@ -111,12 +124,13 @@ pub enum Protected {
 impl Link {
     /// The library's form of these options.
     pub fn options(&self) -> Options {
+        let default = if self.host == HostName::Kernel { Options::for_kernel() } else { Options::default() };
         Options {
             entries: self.entry.clone(),
             imports: self.import.clone(),
-            heap: self.heap,
-            argument: self.arg_area,
-            stack: self.stack,
+            heap: self.heap.unwrap_or(default.heap),
+            argument: self.arg_area.unwrap_or(default.argument),
+            stack: self.stack.unwrap_or(default.stack),
             fast_window: self.fast_window,
             whole_archive: self.whole_archive,
             mode: Mode {
@@ -124,6 +138,7 @@ impl Link {
                 metered: self.fuel,
                 protect: if self.protect == Protected::Stores { Protect::Stores } else { Protect::All },
             },
+            kernel: self.host == HostName::Kernel,
             syscalls: self.syscalls,
         }
     }

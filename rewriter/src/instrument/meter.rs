@@ -57,10 +57,11 @@ struct Charges {
 }
 
 /// Puts METERs into `code`; `live` tells what is live before each item, `matched` whether the checker takes checks for units.
+/// `extra` is charged besides: for `endbr64` and LIMIT, which take all credit of what falls into them and want it to be 1 at least.
 ///
 /// # Errors
 /// Bugs only.
-pub fn insert(code: &mut Code, live: &[Live], matched: bool) -> Planned<()> {
+pub fn insert(code: &mut Code, live: &[Live], matched: bool, extra: u32) -> Planned<()> {
     let mut ways = Ways::new(code, matched);
     let mut meters = ways.required(code, live)?;
     ways.drop_padding(code, &meters);
@@ -70,7 +71,7 @@ pub fn insert(code: &mut Code, live: &[Live], matched: bool) -> Planned<()> {
     for (at, meter) in meters {
         let charge = charges.charge[&at];
         let mut items = meter.around.0;
-        items.extend(unit(code, charge)?);
+        items.extend(unit(code, charge + extra)?);
         items.extend(meter.around.1);
         edits.entry(at).or_default().extend(items);
     }
@@ -380,7 +381,13 @@ fn cost(item: &Item) -> u32 {
     match item {
         Item::Op(op) => u32::from(op.what.flow != Flow::Trap),
         Item::Piece(
-            Piece::Node(_) | Piece::Label(_) | Piece::Forget(_) | Piece::Hint(..) | Piece::Stub { .. } | Piece::Bytes(_),
+            Piece::Node(_)
+            | Piece::Label(_)
+            | Piece::Forget(_)
+            | Piece::Hint(..)
+            | Piece::Stub { .. }
+            | Piece::Bytes(_)
+            | Piece::Limit { .. },
         ) => 0,
         Item::Piece(Piece::Align | Piece::AlignFree) => PADDING,
         Item::Piece(Piece::Jump(..) | Piece::Call(_) | Piece::JumpOut(..)) => 1,

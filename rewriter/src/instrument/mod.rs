@@ -56,7 +56,7 @@ pub fn instrument(
     if mode.metered {
         align_hints(&mut code);
         let live = live::live(&code, live);
-        meter::insert(&mut code, &live, mode.matched).map_err(internal)?;
+        meter::insert(&mut code, &live, mode.matched, u32::from(env.space.kernel)).map_err(internal)?;
     }
     code.write(&mut plan);
     Ok(plan)
@@ -136,7 +136,7 @@ pub fn tail_called(bodies: &[Body]) -> HashSet<CodeRef> {
 }
 
 /// The nodes of a body that calls or tables lead to.
-fn entered(env: Env<'_>, index: usize) -> BTreeSet<u32> {
+pub(crate) fn entered(env: Env<'_>, index: usize) -> BTreeSet<u32> {
     let body = &env.chosen.bodies[index];
     let entry = body.node(Key { context: crate::body::Context::default(), at: body.entry });
     let mut found = BTreeSet::from([entry]);

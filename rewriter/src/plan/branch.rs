@@ -7,7 +7,6 @@ use crate::program::Reloc;
 use crate::select::{AT_EXIT, TLS_RESOLVER};
 use crate::space::Group;
 use crate::thunks::stands_for_thunk;
-use cordon_checker::layout;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Where control arrives in layout order.
@@ -278,7 +277,7 @@ impl Planner<'_> {
 
     /// The import unit for a slot number.
     pub(crate) fn import_slot(&mut self, slot: u32, jump: bool) {
-        let at = layout::USER_TABLE.cast_unsigned() + 8 * slot;
+        let at = self.env.space.table.wrapping_add_unsigned(8 * slot);
         let mut bytes = vec![0x65, 0xff, if jump { 0x24 } else { 0x14 }, 0x25];
         bytes.extend(at.to_le_bytes());
         self.bytes(bytes);
@@ -314,7 +313,7 @@ impl Planner<'_> {
                 let group = self.group(through)?;
                 (group.bits, *group.bases.get(&node.key.context).ok_or_else(|| internal("a switch without a table base"))?)
             }
-            _ => (self.env.space.main_bits, layout::USER_TABLE),
+            _ => (self.env.space.main_bits, self.env.space.table),
         };
         self.bytes(table_unit(register, bits, base, how == Use::Call));
         Ok(())

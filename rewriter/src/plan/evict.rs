@@ -3,7 +3,7 @@
 //! The slot takes the register's place in the instruction where an encoding allows that; else a register is borrowed, loaded before the
 //! instruction if that reads r14, and stored behind it if that writes r14.
 
-use super::{Borrowed, Planned, Planner, accepted, encode, names_stack_pointer, ok, strip_prefixes};
+use super::{Borrowed, Env, Planned, Planner, accepted, encode, names_stack_pointer, ok, strip_prefixes};
 use crate::body::{Flow, Node};
 use crate::count::{COUNT, Evicted, names, rename};
 use crate::functions::relocs_at;
@@ -36,7 +36,7 @@ impl Planner<'_> {
                 let to = *to;
                 // Where memory to allocate is computed the arena takes the place of the operand's old value.
                 let arena = self.body.arena_bases.contains(&node.key);
-                let direct = || direct(self.env.program, evicted, node, slot, self.live.after[id as usize].flags);
+                let direct = || direct(self.env, evicted, node, slot, self.live.after[id as usize].flags);
                 match if arena { None } else { direct() } {
                     Some(bytes) => self.bytes(bytes),
                     None => self.through_scratch(id, node, slot)?,
@@ -151,10 +151,10 @@ fn access(insn: &Instruction) -> (bool, bool) {
 }
 
 /// The instruction with the slot in the place of r14, if there is such a form that means the same.
-fn direct(program: &crate::program::Program, evicted: &Evicted, node: &Node, slot: i32, flags: u16) -> Option<Vec<u8>> {
+fn direct(env: Env<'_>, evicted: &Evicted, node: &Node, slot: i32, flags: u16) -> Option<Vec<u8>> {
     let mut insn = node.insn;
     let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-    if memory || names_stack_pointer(&insn) || !relocs_at(program, node.key.at, insn.len()).is_empty() {
+    if memory || names_stack_pointer(&insn) || !relocs_at(env.program, node.key.at, insn.len()).is_empty() {
         return None;
     }
     let same = twice(&insn);
@@ -190,7 +190,7 @@ fn direct(program: &crate::program::Program, evicted: &Evicted, node: &Node, slo
     insn.set_memory_displacement64(i64::from(disp).cast_unsigned());
     insn.set_memory_displ_size(encode::displacement_size(disp, Register::RSP));
     let bytes = encode::encode(&insn).ok()?;
-    accepted(&bytes).ok()?;
+    accepted(&bytes, &env.space.policy()).ok()?;
     Some(bytes)
 }
 

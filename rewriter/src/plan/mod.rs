@@ -15,13 +15,14 @@ pub use string::gate_name;
 use crate::body::{Body, Flow, Node};
 use crate::diag::{Diagnostic, Reason};
 use crate::functions::{CodeRef, Functions};
+use crate::kernel;
 use crate::liveness::Liveness;
 use crate::program::Program;
 use crate::select::Selection;
 use crate::space::Space;
 use cordon_checker::layout;
 use cordon_checker::policy::Host;
-use cordon_checker::{Mode, Policy, describe};
+use cordon_checker::{Features, Mode, Policy, describe};
 use foldhash::HashMap;
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
 
@@ -60,6 +61,11 @@ pub enum Piece {
         place: Target,
         /// The fuel is used up; else an access goes astray.
         fuel: bool,
+    },
+    /// LIMIT with this constant, behind `endbr64` if the function is reached through a table or by the host (kernel).
+    Limit {
+        limit: u32,
+        indirect: bool,
     },
 }
 
@@ -218,6 +224,10 @@ impl<'a> Planner<'a> {
     fn ordinary(&mut self, id: u32, node: &Node) -> Planned<()> {
         let mut insn = node.insn;
         strip_prefixes(&mut insn);
+        if self.env.space.kernel {
+            // One call at a time is inside a window, and a split lock is fatal to a kernel.
+            insn.set_has_lock_prefix(false);
+        }
         if insn.code() == Code::VEX_Vstmxcsr_m32 {
             insn.set_code(Code::Stmxcsr_m32);
         }
@@ -240,8 +250,12 @@ impl<'a> Planner<'a> {
         }
         let exact = self.memory(id, node, &mut insn, &mut borrowed)?;
         self.finish_borrow_before(&borrowed)?;
+        if self.env.space.kernel && kernel::is_exchange(&insn) {
+            self.exchange(id, &insn, &borrowed)?;
+            return self.finish_borrow_after(&borrowed);
+        }
         let bytes = ok(encode::encode(&insn))?;
-        accepted(&bytes).map_err(|()| refused(&node.insn))?;
+        accepted(&bytes, &self.env.space.policy()).map_err(|lacking| refused(&node.insn, lacking))?;
         let free = if exact { self.free_load(&insn) } else { None };
         self.bytes(free.unwrap_or(bytes));
         self.finish_borrow_after(&borrowed)
@@ -338,20 +352,27 @@ fn strip_prefixes(insn: &mut Instruction) {
 }
 
 /// The refusal of an instruction that the checker's allow-list does not have.
-fn refused(insn: &Instruction) -> Reason {
+fn refused(insn: &Instruction, lacking: Option<&str>) -> Reason {
     let privileged = insn.is_privileged() || matches!(insn.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysenter | Mnemonic::Int);
-    if privileged {
+    if let Some(feature) = lacking {
+        ("unsupported-instruction", format!("`{insn}` needs {feature}, which the host does not allow"))
+    } else if privileged {
         ("privileged-instruction", format!("`{insn}` is not for handlers"))
     } else {
         ("unsupported-instruction", format!("`{insn}` has no accepted form"))
     }
 }
 
-/// Whether the checker's allow-list has this one instruction.
-fn accepted(bytes: &[u8]) -> Result<(), ()> {
-    let described = describe(bytes, Host::User).map_err(|_| ())?;
-    let known = Policy::USER.features.contains(described.features);
-    if known && described.len == bytes.len() { Ok(()) } else { Err(()) }
+/// Whether the checker's allow-list has this one instruction, or what it needs beyond the policy.
+fn accepted(bytes: &[u8], policy: &Policy) -> Result<(), Option<&'static str>> {
+    let described = describe(bytes, Host::User).map_err(|_| None)?;
+    let lacking = Features(described.features.0 & !policy.features.0);
+    let named = Features::NAMES.iter().find(|(feature, _)| lacking.contains(*feature));
+    match named {
+        Some((_, name)) => Err(Some(name)),
+        None if lacking == Features::NONE && described.len == bytes.len() => Ok(()),
+        None => Err(None),
+    }
 }
 
 /// Whether any explicit register operand is the stack pointer (any width).

@@ -65,6 +65,12 @@ pub fn rewrite_with(options: &Options, body: &str) -> Made {
     Made(attempt_with(options, body).unwrap_or_else(|problems| panic!("refused: {problems:?}")))
 }
 
+/// The first reason for refusing this body with these options.
+pub fn refusal_with(options: &Options, body: &str) -> Diagnostic {
+    let problems = attempt_with(options, body).err().unwrap_or_else(|| panic!("accepted:\n{body}"));
+    problems[0].clone()
+}
+
 /// The code and offset of the first reason for refusing this body.
 pub fn refusal(body: &str) -> (&'static str, u64) {
     refusal_in(Mode::default(), body)

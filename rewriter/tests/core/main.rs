@@ -4,6 +4,7 @@
 mod arena;
 mod assemble;
 mod idioms;
+mod kernel;
 mod matching;
 mod metering;
 mod stack;
