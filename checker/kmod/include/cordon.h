@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* What /dev/cordon and the file descriptors of inserted handlers understand.
+ *
+ * CORDON_INSERT on /dev/cordon gives a new descriptor; the handler lives as long as it is open. On that descriptor:
+ * CORDON_RUN calls an entry; pread, pwrite and mmap work on window memory, file offset = window offset. */
+#ifndef CORDON_H
+#define CORDON_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define CORDON_NAME_BYTES 128
+
+/* Why an image was not inserted (cordon_insert.verdict). */
+enum cordon_verdict {
+	CORDON_ACCEPTED = 0,
+	CORDON_REJECTED = 1,   /* the checker: .rule and .offset tell */
+	CORDON_BAD_FORMAT = 2, /* no image container */
+	CORDON_BAD_NOTE = 3,
+	CORDON_BAD_LAYOUT = 4,	 /* the layout does not hold for the kernel policy */
+	CORDON_BAD_PLACE = 5,	 /* its stack is not the one that this module offers */
+	CORDON_TOO_LARGE = 6,	 /* text, tables or memory beyond the limits */
+	CORDON_NOT_METERED = 7,	 /* metered text was asked for */
+	CORDON_INIT_STOPPED = 8, /* its constructors were stopped; .run tells */
+	CORDON_NO_CPU = 9,	 /* uses what this CPU lacks; .offset = feature bit */
+};
+
+/* What stopped a call (cordon_run.kind); 0 = nothing, it returned. */
+enum cordon_kind {
+	CORDON_RETURNED = 0,
+	CORDON_NULL_ZONE = 1,
+	CORDON_UNMAPPED = 2,
+	CORDON_READ_ONLY = 3,
+	CORDON_DATA_STACK_OVERFLOW = 4,
+	CORDON_NATIVE_STACK_OVERFLOW = 5,
+	CORDON_DIVIDE = 6,
+	CORDON_TRAP = 7,
+	CORDON_BAD_CODE_POINTER = 8,
+	CORDON_GATE_RANGE = 9,
+	CORDON_TIME_LIMIT = 10,
+	CORDON_FUEL = 11,
+	CORDON_OTHER = 12,
+};
+
+/* cordon_run.flags: which of the fields hold something. */
+#define CORDON_HAS_PLACE 1u
+#define CORDON_HAS_ADDRESS 2u
+#define CORDON_HAS_REGISTERS 4u
+#define CORDON_IS_WRITE 8u
+#define CORDON_IN_GATE 16u
+
+#define CORDON_FRAMES 32
+
+/* One call. Addresses are the handler's own: window offsets and text offsets, no address of the kernel. */
+struct cordon_run {
+	/* in */
+	char entry[CORDON_NAME_BYTES];
+	__u64 args[6];
+	__u64 time_limit_ns; /* 0 = the module's default; at most its greatest */
+	__u64 fuel;	     /* metered text: most instructions, 0 = 2^40 */
+	/* out */
+	__u64 result;
+	__u64 elapsed_ns;
+	__u64 fuel_used;
+	__u32 kind; /* enum cordon_kind */
+	__u32 flags;
+	__u32 text_offset; /* of the instruction, or behind the call of a gate or bad pointer */
+	__u32 access_bytes;
+	__u64 address;	     /* as the registers say, 64 bits */
+	__u64 window_offset; /* its low half, where the access went */
+	__u64 registers[16]; /* rax rcx rdx rbx rsp(low half) rbp rsi rdi r8..r15 */
+	/* Return addresses on the native stack, innermost first: text offset, and distance from the outermost return address in bytes. */
+	__u32 frames;
+	__u32 frame[CORDON_FRAMES];
+	__u32 depth[CORDON_FRAMES];
+	char gate[32];
+	__u32 reserved;
+};
+
+struct cordon_insert {
+	/* in */
+	__u64 image; /* address and length of the image file */
+	__u64 length;
+	__u32 flags;	/* CORDON_DEMAND_METERED */
+	/* out */
+	__u32 verdict;	/* enum cordon_verdict */
+	__u32 rule;	/* number in SPEC.md */
+	__u32 offset;	/* text offset */
+	__u32 instructions;
+	__u32 max_depth;
+	__u64 features;
+	struct cordon_run run; /* of the constructors */
+};
+
+#define CORDON_DEMAND_METERED 1u
+
+/* Counts since insertion. */
+struct cordon_stats {
+	__u64 calls;	/* begun */
+	__u64 returned;
+	__u64 stopped;	/* by faults, limits and gates */
+	__u64 busy;	/* refused: the window was in use */
+	__u64 refused;	/* refused for another reason: nested too deep, no watchdog, interrupts off without fuel */
+	__u64 pages;	/* of window memory and tables */
+	__u64 text_bytes;
+};
+
+/* Of the module. */
+struct cordon_totals {
+	__u64 handlers;
+	__u64 inserted;	   /* ever */
+	__u64 removed;
+	__u64 arena_pages; /* in use */
+	__u64 window_pages;
+	__u64 table_entries; /* of the exception table */
+};
+
+#define CORDON_INSERT _IOWR('K', 0xc0, struct cordon_insert)
+#define CORDON_TOTALS _IOR('K', 0xc1, struct cordon_totals)
+#define CORDON_RUN _IOWR('K', 0xc2, struct cordon_run)
+#define CORDON_STATS _IOR('K', 0xc3, struct cordon_stats)
+
+#endif

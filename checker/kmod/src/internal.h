@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the files of the module share. */
+#ifndef CORDON_INTERNAL_H
+#define CORDON_INTERNAL_H
+
+#include <linux/atomic.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/vmalloc.h>
+#include "../include/cordon.h"
+#include "context.h"
+#include "layout.h"
+#include "rust.h"
+
+#undef pr_fmt
+#define pr_fmt(fmt) "cordon: " fmt
+
+/* Bytes of the native stack that handlers may use, and what interrupts may need below (kernel-notes: 2.9 KiB were seen). rust/src/lib.rs
+ * has the first number too. */
+#define CORDON_STACK_BYTES (64 << 10)
+#define CORDON_STACK_RESERVE (16 << 10)
+
+/* Pages of a run of window memory. */
+struct cordon_memory {
+	s64 start, end; /* from the window's base */
+	u32 kind;	/* enum cordon_region_kind; the table has CORDON_TABLE */
+	struct page **pages;
+};
+
+#define CORDON_TABLE 5
+
+struct cordon_handler {
+	struct list_head list; /* ascending by text; under cordon_lock */
+	struct cordon_image image;
+	u8 *note;
+	/* arena.c */
+	u8 *text;
+	u8 *stubs; /* 5 bytes for each of `faults` */
+	u32 *faults; /* text offsets of all instructions, ascending; the last one is the trap's */
+	u32 fault_count;
+	u32 first_page, page_count;
+	/* window.c */
+	struct vm_struct *area;
+	u64 base;
+	u32 memories;
+	u64 window_pages;
+	struct cordon_memory memory[CORDON_REGIONS + 1];
+	/* run.c */
+	u64 *gates; /* by import: what its slot holds */
+	raw_spinlock_t busy;
+	atomic64_t calls, returned, stopped, missed, refused;
+};
+
+extern struct mutex cordon_lock; /* handlers, arena, exception table */
+extern struct list_head cordon_handlers;
+extern u64 cordon_arena_pages_used, cordon_window_pages_used, cordon_table_entries_used;
+
+/* symbols.c */
+int cordon_symbols_find(void);
+struct vm_struct *cordon_reserve(unsigned long size);
+struct vm_struct *cordon_reserve_at(unsigned long size, unsigned long start);
+int cordon_map(unsigned long start, unsigned long end, pgprot_t protection, struct page **pages);
+
+/* arena.c */
+int cordon_arena_clear(void);
+void cordon_arena_init(void);
+u32 cordon_text_place(struct cordon_handler *handler, const u8 *text, u32 instructions);
+int cordon_text_arm(struct cordon_handler *handler, const u64 *scratch);
+void cordon_text_remove(struct cordon_handler *handler);
+bool cordon_in_text(const struct cordon_handler *handler, u64 address);
+u64 cordon_trap(const struct cordon_handler *handler);
+
+/* window.c */
+int cordon_window_make(struct cordon_handler *handler, const u8 *file);
+void cordon_window_free(struct cordon_handler *handler);
+u64 cordon_window_span(struct cordon_handler *handler, u64 offset, bool write);
+struct page *cordon_window_page(struct cordon_handler *handler, u64 offset, bool write);
+
+/* stack.c */
+int cordon_stacks_init(void);
+void cordon_stacks_exit(void);
+/* The highest address of the next level's stack on this CPU, or 0; preemption is off. */
+u64 cordon_stack_take(void);
+void cordon_stack_give(void);
+
+/* watchdog.c */
+int cordon_watchdog_init(void);
+void cordon_watchdog_exit(void);
+bool cordon_watchdog_armed(void);
+
+/* gates.c */
+u64 cordon_gate_address(const u8 *name, size_t length);
+const char *cordon_gate_name(u64 index);
+
+/* run.c */
+DECLARE_PER_CPU(struct cordon_context *, cordon_current);
+int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run);
+extern unsigned long cordon_time_limit_ms, cordon_time_limit_max_ms, cordon_memory_limit_mb;
+
+#endif

@@ -1,0 +1,185 @@
+//! The structures and numbers of `../../include/cordon.h`; a test compares them with the C compiler's.
+
+/// Bytes of an entry's name with its NUL.
+pub const NAME_BYTES: usize = 128;
+/// Most return addresses of a report.
+pub const FRAMES: usize = 32;
+
+/// Flag of [`Insert`]: only metered text.
+pub const DEMAND_METERED: u32 = 1;
+
+/// Flags of [`Run`].
+pub const HAS_PLACE: u32 = 1;
+pub const HAS_ADDRESS: u32 = 2;
+pub const HAS_REGISTERS: u32 = 4;
+pub const IS_WRITE: u32 = 8;
+pub const IN_GATE: u32 = 16;
+
+macro_rules! codes {
+    ($(#[$doc:meta])* $module:ident { $($name:ident = $value:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        pub mod $module {
+            $(pub const $name: u32 = $value;)*
+
+            /// A few words for a person.
+            #[must_use]
+            pub const fn text(code: u32) -> &'static str {
+                match code { $($name => $text,)* _ => "unknown" }
+            }
+        }
+    };
+}
+
+codes! {
+    /// `enum cordon_verdict`.
+    verdict {
+        ACCEPTED = 0, "accepted";
+        REJECTED = 1, "rejected by the checker";
+        BAD_FORMAT = 2, "no image file";
+        BAD_NOTE = 3, "malformed image note";
+        BAD_LAYOUT = 4, "layout not for a kernel host";
+        BAD_PLACE = 5, "stack place that the module does not offer";
+        TOO_LARGE = 6, "text, tables or memory beyond the limits";
+        NOT_METERED = 7, "not metered";
+        INIT_STOPPED = 8, "constructors were stopped";
+        NO_CPU = 9, "uses instructions that this processor lacks";
+    }
+}
+
+codes! {
+    /// `enum cordon_kind`.
+    kind {
+        RETURNED = 0, "returned";
+        NULL_ZONE = 1, "null-zone";
+        UNMAPPED = 2, "unmapped";
+        READ_ONLY = 3, "read-only";
+        DATA_STACK_OVERFLOW = 4, "data-stack-overflow";
+        NATIVE_STACK_OVERFLOW = 5, "native-stack-overflow";
+        DIVIDE = 6, "divide";
+        TRAP = 7, "trap";
+        BAD_CODE_POINTER = 8, "bad-code-pointer";
+        GATE_RANGE = 9, "gate-range";
+        TIME_LIMIT = 10, "time-limit";
+        FUEL = 11, "fuel";
+        OTHER = 12, "other";
+    }
+}
+
+/// `struct cordon_run`.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Run {
+    pub entry: [u8; NAME_BYTES],
+    pub args: [u64; 6],
+    /// 0 = the module's default.
+    pub time_limit_ns: u64,
+    /// 0 = 2^40.
+    pub fuel: u64,
+    pub result: u64,
+    pub elapsed_ns: u64,
+    pub fuel_used: u64,
+    /// See [`kind`].
+    pub kind: u32,
+    pub flags: u32,
+    pub text_offset: u32,
+    pub access_bytes: u32,
+    pub address: u64,
+    pub window_offset: u64,
+    pub registers: [u64; 16],
+    pub frames: u32,
+    pub frame: [u32; FRAMES],
+    pub depth: [u32; FRAMES],
+    pub gate: [u8; 32],
+    pub reserved: u32,
+}
+
+impl Run {
+    /// A call of `entry`; a name that is too long is cut, and then no entry's.
+    #[must_use]
+    pub fn new(entry: &str, args: [u64; 6]) -> Run {
+        let mut run = Run::default();
+        let length = entry.len().min(NAME_BYTES);
+        run.entry[..length].copy_from_slice(&entry.as_bytes()[..length]);
+        run.args = args;
+        run
+    }
+}
+
+impl Default for Run {
+    fn default() -> Run {
+        Run {
+            entry: [0; NAME_BYTES],
+            args: [0; 6],
+            time_limit_ns: 0,
+            fuel: 0,
+            result: 0,
+            elapsed_ns: 0,
+            fuel_used: 0,
+            kind: 0,
+            flags: 0,
+            text_offset: 0,
+            access_bytes: 0,
+            address: 0,
+            window_offset: 0,
+            registers: [0; 16],
+            frames: 0,
+            frame: [0; FRAMES],
+            depth: [0; FRAMES],
+            gate: [0; 32],
+            reserved: 0,
+        }
+    }
+}
+
+/// `struct cordon_insert`.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Insert {
+    pub image: u64,
+    pub length: u64,
+    pub flags: u32,
+    /// See [`verdict`].
+    pub verdict: u32,
+    /// Number in the checker's SPEC.md.
+    pub rule: u32,
+    pub offset: u32,
+    pub instructions: u32,
+    pub max_depth: u32,
+    pub features: u64,
+    pub run: Run,
+}
+
+/// `struct cordon_stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Stats {
+    pub calls: u64,
+    pub returned: u64,
+    pub stopped: u64,
+    pub busy: u64,
+    pub refused: u64,
+    pub pages: u64,
+    pub text_bytes: u64,
+}
+
+/// `struct cordon_totals`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Totals {
+    pub handlers: u64,
+    pub inserted: u64,
+    pub removed: u64,
+    pub arena_pages: u64,
+    pub window_pages: u64,
+    pub table_entries: u64,
+}
+
+/// `_IOC` of asm-generic/ioctl.h: direction (2 read, 1 write), type 'K', number, size.
+const fn command<T>(direction: u64, number: u64) -> u64 {
+    direction << 30 | (size_of::<T>() as u64) << 16 | (b'K' as u64) << 8 | number
+}
+
+pub const INSERT: u64 = command::<Insert>(3, 0xc0);
+pub const TOTALS: u64 = command::<Totals>(2, 0xc1);
+pub const RUN: u64 = command::<Run>(3, 0xc2);
+pub const STATS: u64 = command::<Stats>(2, 0xc3);

@@ -1,0 +1,38 @@
+//! The Rust structures are those of the C header.
+
+use cordon_kernel::abi::{self, Insert, Run, Stats, Totals};
+use std::mem::offset_of;
+use std::process::Command;
+
+#[test]
+fn structures_and_commands_are_those_of_the_header() {
+    let include = concat!(env!("CARGO_MANIFEST_DIR"), "/../include");
+    let mut source = String::from("#include <stddef.h>\n#include \"cordon.h\"\n");
+    let mut check = |what: &str, value: u64| source += &format!("_Static_assert({what} == {value}ull, \"{what}\");\n");
+    check("sizeof(struct cordon_run)", size_of::<Run>() as u64);
+    check("sizeof(struct cordon_insert)", size_of::<Insert>() as u64);
+    check("sizeof(struct cordon_stats)", size_of::<Stats>() as u64);
+    check("sizeof(struct cordon_totals)", size_of::<Totals>() as u64);
+    macro_rules! fields {
+        ($type:ident $name:literal: $($field:ident),*) => {
+            $(check(concat!("offsetof(struct ", $name, ", ", stringify!($field), ")"), offset_of!($type, $field) as u64);)*
+        };
+    }
+    fields!(Run "cordon_run": entry, args, time_limit_ns, fuel, result, elapsed_ns, fuel_used, kind, flags, text_offset, access_bytes,
+        address, window_offset, registers, frames, frame, depth, gate);
+    fields!(Insert "cordon_insert": image, length, flags, verdict, rule, offset, instructions, max_depth, features, run);
+    fields!(Stats "cordon_stats": calls, returned, stopped, busy, refused, pages, text_bytes);
+    fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries);
+    for (name, value) in
+        [("CORDON_INSERT", abi::INSERT), ("CORDON_TOTALS", abi::TOTALS), ("CORDON_RUN", abi::RUN), ("CORDON_STATS", abi::STATS)]
+    {
+        check(name, value);
+    }
+    check("CORDON_NO_CPU", abi::verdict::NO_CPU.into());
+    check("CORDON_OTHER", abi::kind::OTHER.into());
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("abi.c");
+    std::fs::write(&path, source).expect("written");
+    let output = Command::new("cc").args(["-fsyntax-only", "-I", include]).arg(&path).output().expect("cc runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
