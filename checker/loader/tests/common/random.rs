@@ -1,6 +1,7 @@
 //! The generator of the tests that run random text: the same in every run. What a test draws from it, it adds itself.
 
 /// Marsaglia's xorshift64; the seed is not 0.
+#[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {

@@ -1,10 +1,11 @@
 //! Damages accepted programs: bits, bytes, prefixes, instructions, neighbours, branch targets, constants.
 
-use crate::grammar::Program;
 use crate::random::Random;
+use crate::run::Program;
 use cordon_checker::starts;
 
 /// One damage, and what it was; `scratch` is that of the accepted program.
+#[must_use]
 pub fn damage(program: &Program, scratch: &[u64], random: &mut Random) -> (Program, &'static str) {
     let mut text = program.text.clone();
     let instructions: Vec<usize> = starts(scratch, text.len()).chain([text.len()]).collect();

@@ -1,6 +1,6 @@
 //! Runs text on this processor: one instruction at a time, asking the [`Watch`] at each, or freely until it ends or a timer has had enough.
 
-use crate::place::{GONE, Place, secret};
+use crate::place::{BASE, GONE, Place, secret};
 use crate::registers::GENERAL;
 use crate::signals;
 use crate::watch::Watch;
@@ -8,10 +8,12 @@ use std::arch::asm;
 use std::cell::UnsafeCell;
 
 const TRAP_FLAG: i64 = 0x100;
-/// Instructions that one run may take.
-const STEPS: u32 = 200;
-/// Nanoseconds between ticks; a free run ends at the second that it sees.
-const TICK: i64 = 1_000_000;
+/// Bytes of the harness's load.
+const LOAD: i64 = 2;
+/// Nanoseconds between ticks; a free run ends at the second that it sees. Interrupts are dear in virtual machines, and so are endless loops.
+const TICK: i64 = 200_000;
+/// Ticks after which a run that must end by itself has not: the machine may be busy with something else for most of them.
+const PATIENCE: u32 = 5_000;
 /// `SIGSEGV` by a general-protection fault, by a page fault.
 const PROTECTION: i64 = 13;
 const PAGE_FAULT: i64 = 14;
@@ -37,17 +39,33 @@ struct End {
     vectors: [u64; (REGISTERS.end - REGISTERS.start + UPPER.end - UPPER.start) / 8],
 }
 
+/// How a run goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// One instruction at a time, at most so many.
+    Steps(u32),
+    /// Until it ends, or some hundred microseconds.
+    Free,
+}
+
+/// Where and how a run begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) rip: u64,
+    pub(crate) general: [u64; 16],
+    pub(crate) pace: Pace,
+    /// It must end by itself.
+    pub(crate) ends: bool,
+}
+
 /// Shared with the signal handler.
 struct Shared {
     running: bool,
-    general: [u64; 16],
-    rip: u64,
+    start: Start,
     steps: u32,
-    /// The trap flag is set.
-    stepping: bool,
-    /// The timer has seen this run before.
-    seen: bool,
-    watch: *mut Watch,
+    /// Ticks that this run has seen.
+    ticks: u32,
+    watch: *mut Watch<'static>,
     harness: Option<[i64; 23]>,
     end: End,
 }
@@ -59,38 +77,40 @@ unsafe impl Sync for Cell {}
 const NO_END: End = End { signal: 0, trap: 0, address: 0, rip: 0, general: [0; 16], wrong: None, vectors: [0; 80] };
 static SHARED: Cell = Cell(UnsafeCell::new(Shared {
     running: false,
-    general: [0; 16],
-    rip: 0,
+    start: Start { rip: 0, general: [0; 16], pace: Pace::Free, ends: false },
     steps: 0,
-    stepping: true,
-    seen: false,
+    ticks: 0,
     watch: std::ptr::null_mut(),
     harness: None,
     end: NO_END,
 }));
 
-/// Starts at the harness's `ud2`, asks the watch at every trap, and goes back to the harness at anything else.
+/// Starts at the harness's load, asks the watch at every trap, and goes back to the harness at anything else.
 extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: see `Cell`; the kernel gives a valid context.
     let (shared, context) = unsafe { (&mut *SHARED.0.get(), &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext) };
     let (rip, flags) = (libc::REG_RIP as usize, libc::REG_EFL as usize);
     let fpu = context.fpregs.cast::<u8>();
     let g = &mut context.gregs;
-    if signal == libc::SIGALRM && (!shared.running || shared.stepping || !std::mem::replace(&mut shared.seen, true)) {
-        return;
+    let most = if let Pace::Steps(most) = shared.start.pace { most } else { 0 };
+    if signal == libc::SIGALRM {
+        shared.ticks += 1;
+        if !shared.running || most > 0 || shared.ticks < if shared.start.ends { PATIENCE } else { 2 } {
+            return;
+        }
     }
     if !shared.running {
-        if signal != libc::SIGILL {
+        if signal != libc::SIGSEGV || g[libc::REG_CR2 as usize] as u64 != GONE {
             // SAFETY: a fault of the test itself.
             unsafe { libc::_exit(101) };
         }
         shared.harness = Some(*g);
-        (shared.running, shared.steps, shared.seen) = (true, 0, false);
-        for (value, name) in shared.general.iter().zip(GENERAL) {
+        (shared.running, shared.steps, shared.ticks) = (true, 0, 0);
+        for (value, name) in shared.start.general.iter().zip(GENERAL) {
             g[name as usize] = value.cast_signed();
         }
-        g[rip] = shared.rip.cast_signed();
-        g[flags] = if shared.stepping { 0x202 | TRAP_FLAG } else { 0x202 };
+        g[rip] = shared.start.rip.cast_signed();
+        g[flags] = if most > 0 { 0x202 | TRAP_FLAG } else { 0x202 };
         // SAFETY: the kernel's floating-point area of this context; its extended part only where the kernel says that there is one.
         unsafe { clear_vectors(fpu) };
     }
@@ -99,13 +119,13 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     let watch = unsafe { &mut *shared.watch };
     let first = shared.steps == 0;
     let mut wrong = None;
-    if first && !shared.stepping {
+    if first && most == 0 {
         shared.steps = 1;
         return;
     }
-    if shared.stepping && (first || signal == libc::SIGTRAP && shared.steps < STEPS) {
+    if most > 0 && (first || signal == libc::SIGTRAP && shared.steps < most) {
         shared.steps += 1;
-        match watch.step(g[rip] as u64, registers[4]) {
+        match watch.step(g[rip] as u64, &registers) {
             Ok(true) => return,
             Ok(false) => {}
             Err(what) => wrong = Some(what),
@@ -117,7 +137,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     shared.end = End { signal, trap, address, rip: g[rip] as u64, general: registers, wrong, vectors };
     shared.running = false;
     *g = shared.harness.take().expect("the harness waits");
-    g[rip] += 2;
+    g[rip] += LOAD;
 }
 
 unsafe fn extended(fpu: *const u8) -> bool {
@@ -157,7 +177,7 @@ unsafe fn vectors(fpu: *const u8) -> [u64; 80] {
     all
 }
 
-/// What a run was good for.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     Returned,
@@ -165,17 +185,20 @@ pub enum Outcome {
     Faulted,
     Divided,
     Misaligned,
+    /// At an instruction that this processor does not have.
+    Lacking,
+    /// By the harness: enough steps, or enough time.
     Long,
 }
 
-/// Signal handlers on a stack of their own, and the window's segment.
+/// Signal handlers on a stack of their own, a timer, and the window's segment. Once in a process, in the thread that runs text.
 pub fn set_up() {
     // A tick waits until the handler of another signal is done: each blocks all.
     signals::install(on_signal, &[&signals::FAULTS[..], &[libc::SIGALRM]].concat());
-    signals::set_gs(crate::place::BASE);
+    signals::set_gs(BASE);
     // SAFETY: a timer of this process.
     unsafe {
-        // To this thread, not to the test runner's.
+        // To this thread, not to a test runner's.
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = libc::SIGALRM;
@@ -188,56 +211,58 @@ pub fn set_up() {
     }
 }
 
-/// Runs the loaded text from `rip`, step by step or freely; says what it did that it may not.
-pub fn run(place: &Place, watch: &mut Watch, rip: u64, mut general: [u64; 16], stepping: bool) -> Result<Outcome, String> {
+/// Runs the loaded text and restores the place; says what it did that it may not. `secrets`: whether any may become visible.
+pub(crate) fn run(place: &mut Place, watch: &mut Watch<'_>, start: Start, secrets: bool) -> Result<Outcome, String> {
     let mxcsr = 0x1f80_u32;
-    general[4] = place.entry_stack();
-    place.push_return();
-    watch.begin(general[4]);
     // SAFETY: the signal handler saves and restores every general register; the others are declared. The text has been accepted, so that it
-    // reaches only the pages of this test: what a wrong checker would break is for the test to find.
+    // reaches only the pages of this place: what a wrong checker would break is for the run to find. The watch outlives the run.
     let end = unsafe {
         let shared = SHARED.0.get();
-        (*shared).stepping = stepping;
-        (*shared).watch = watch;
-        (*shared).general = general;
-        (*shared).rip = rip;
-        asm!("ud2", clobber_abi("C"));
+        (*shared).start = start;
+        (*shared).watch = std::ptr::from_mut(watch).cast();
+        // A load that faults: where an invalid opcode leaves a virtual machine, a page fault does not.
+        asm!("mov al, byte ptr [rax]", inout("rax") GONE => _, clobber_abi("C"));
         asm!("fninit", "ldmxcsr [{}]", in(reg) &raw const mxcsr);
         (*shared).end
     };
-    let outcome = judge(place, watch, &end, stepping);
-    let left = place.inspect(if stepping { watch.lowest } else { 0 });
+    let outcome = judge(place, watch, &end, start);
+    let left = place.inspect(secrets);
     let outcome = outcome?;
     left?;
-    let registers = end.general.iter().enumerate().filter(|(number, _)| *number != 4);
-    let mut seen = registers.map(|(_, value)| *value).chain(end.vectors).filter_map(secret);
-    match seen.next() {
-        Some(what) => Err(format!("{what} in a register")),
-        None => Ok(outcome),
+    if secrets {
+        let registers = end.general.iter().enumerate().filter(|(number, _)| *number != 4);
+        let mut seen = registers.map(|(_, value)| *value).chain(end.vectors).filter_map(secret);
+        if let Some(what) = seen.next() {
+            return Err(format!("{what} in a register"));
+        }
     }
+    Ok(outcome)
 }
 
-fn judge(place: &Place, watch: &Watch, end: &End, stepping: bool) -> Result<Outcome, String> {
+fn judge(place: &Place, watch: &Watch<'_>, end: &End, start: Start) -> Result<Outcome, String> {
+    let stepping = matches!(start.pace, Pace::Steps(_));
     let in_text = if stepping { watch.is_running(end.rip) } else { watch.may_be_running(end.rip) };
     if let Some(wrong) = end.wrong {
         return Err(format!("{wrong}, at {:#x} with rsp {:#x}", end.rip, end.general[4]));
     }
     match (end.signal, end.trap) {
+        // Fetching from no address at all; a tick may be first.
+        (signal, trap)
+            if end.rip == GONE
+                && ((signal, trap, end.address) == (libc::SIGSEGV, PAGE_FAULT, GONE) || signal == libc::SIGALRM) =>
+        {
+            let right = end.general[4] == place.entry_stack() + 8;
+            if right { Ok(Outcome::Returned) } else { Err("leaves with a wrong rsp".to_owned()) }
+        }
         (libc::SIGTRAP, _) if stepping => Ok(Outcome::Long),
+        (libc::SIGALRM, _) if start.ends => Err(format!("runs on without paying, at {:#x}", end.rip)),
         (libc::SIGALRM, _) if in_text || watch.is_stub(end.rip) => Ok(Outcome::Long),
         (libc::SIGFPE, 0) if in_text => Ok(Outcome::Divided),
         (libc::SIGILL, _) if watch.is_trap(end.rip) => Ok(Outcome::Trapped),
+        (libc::SIGILL, _) if watch.is_lacking(end.rip) => Ok(Outcome::Lacking),
         (libc::SIGSEGV, PROTECTION) if watch.may_be_misaligned(end.rip, &end.general) => Ok(Outcome::Misaligned),
-        // Fetching from no address at all.
-        (libc::SIGSEGV, PAGE_FAULT) if end.rip == GONE && end.address == GONE => {
-            if end.general[4] == place.entry_stack() + 8 {
-                Ok(Outcome::Returned)
-            } else {
-                Err("leaves with a wrong rsp".to_owned())
-            }
-        }
         (libc::SIGSEGV, PAGE_FAULT) if in_text && place.may_fault_at(end.address) => Ok(Outcome::Faulted),
+        (libc::SIGSEGV | libc::SIGBUS, _) if watch.is_free_load(end.rip) => Ok(Outcome::Faulted),
         (signal, trap) => Err(format!("signal {signal}, trap {trap}, address {:#x}, rip {:#x}", end.address, end.rip)),
     }
 }
