@@ -5,8 +5,8 @@ use crate::random::Random;
 use cordon_checker::layout::{RegionKind, Slot, USER_STACK_LOW};
 use cordon_checker::note::NoteSpec;
 
-/// The window's address; nothing is mapped in it but the layout's regions and the table.
-pub(crate) const BASE: u64 = 0x1357_0000_0000;
+/// The window's address; nothing is mapped in it but the layout's regions and the table. Its low half is no number that programs have.
+pub(crate) const BASE: u64 = 0x1357_9bdf_0000;
 pub(crate) const TEXT: u64 = 0x2468_0000_0000;
 /// The native stack; its low half is the layout's.
 const STACK: u64 = 0x3579_0000_0000;
@@ -298,6 +298,6 @@ fn poison_word(at: u64) -> u64 {
 pub(crate) fn secret(value: u64) -> Option<String> {
     let (high, low) = ((value >> 32) as u32, value as u32);
     let stack = high == (STACK >> 32) as u32 && low >> 20 == USER_STACK_LOW >> 20;
-    let window = high == (BASE >> 32) as u32 && low < 0x2_0000;
+    let window = (BASE..BASE + 0x2_0000).contains(&value);
     (high == POISON || low == POISON || stack || window || value == GONE).then(|| format!("a secret, {value:#x},"))
 }
