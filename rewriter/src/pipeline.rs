@@ -119,12 +119,21 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
             )),
         }
     }
+    for (name, at) in found.iter().filter(|(name, _)| name.contains(is_hidden)) {
+        let place = Place { symbol: Some(name.escape_debug().to_string()), ..program.place(at.section, at.offset) };
+        problems.push(Diagnostic::new(place, "unprintable-name", "an entry's name has characters that no terminal shows"));
+    }
     if found.is_empty() && problems.is_empty() {
         let place =
             Place { object: program.objects.first().map_or_else(|| "input".into(), |o| o.name.clone()), ..Place::default() };
         problems.push(Diagnostic::new(place, "no-entry", "no global function is defined"));
     }
     if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
+}
+
+/// Characters that loaders take in no name: controls, and invisible ones that reorder what follows.
+fn is_hidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn plans(env: Env<'_>, progress: &Progress) -> Result<Vec<Plan>, Refusals> {

@@ -5,6 +5,7 @@ use cordon_rewriter::dwarf::lines;
 use cordon_rewriter::emit::MapEntry;
 use cordon_rewriter::object::{Input, MergeOptions, read};
 use cordon_rewriter::program::{Definition, Program, SectionKind};
+use cordon_rewriter::{Options, rewrite};
 use std::time::{Duration, Instant};
 
 /// Marsaglia's xorshift64: the same mutants in every run.
@@ -245,4 +246,17 @@ fn a_chain_of_archive_members_is_pulled_in_linear_time() {
 
 fn position(bytes: &[u8], wanted: &[u8]) -> usize {
     bytes.windows(wanted.len()).position(|w| w == wanted).expect("the name is there")
+}
+
+/// Found by fuzzing (`rewriter/fuzz/fuzz_targets/rewrite.rs`): the rewriter made an image whose entry no loader takes.
+#[test]
+fn an_entry_whose_name_cannot_be_shown_is_refused() {
+    let mut object = assembly(".globl m_own\nm_own: ret\n");
+    let name = position(&object, b"m_own\0");
+    for hidden in [b"m\x08own", b"\xe2\x80\xaeow"] {
+        overwrite(&mut object, name, hidden);
+        let refusals = rewrite(&[Input { name: "a.o".into(), bytes: object.clone() }], &Options::default()).expect_err("refused");
+        assert_eq!(refusals.0[0].code, "unprintable-name");
+        assert!(!refusals.to_string().contains(['\x08', '\u{202e}']), "{refusals}");
+    }
 }
