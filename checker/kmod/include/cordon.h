@@ -115,9 +115,42 @@ struct cordon_totals {
 	__u64 table_entries; /* of the exception table */
 };
 
+/* What calls an entry (cordon_attach.kind). */
+enum cordon_event_kind {
+	CORDON_NETFILTER = 0,  /* IPv4 packets of this network namespace at `hook`; result 0 drops */
+	CORDON_KPROBE = 1,     /* a function of the kernel is called: `name`; metered images only */
+	CORDON_TRACEPOINT = 2, /* `name`; metered images only */
+	CORDON_TIMER = 3,      /* every `period_ns` */
+};
+
+/* CORDON_ATTACH gives the event's number. It ends with CORDON_DETACH, or with the handler. */
+struct cordon_attach {
+	__u32 kind;
+	__u32 hook; /* enum nf_inet_hooks */
+	__u64 period_ns;
+	__u64 time_limit_ns; /* of each call, and its fuel: as in cordon_run */
+	__u64 fuel;
+	char name[CORDON_NAME_BYTES];
+	char entry[CORDON_NAME_BYTES];
+};
+
+struct cordon_event_stats {
+	__u32 number; /* in */
+	__u32 reserved;
+	__u64 fired;
+	__u64 returned;
+	__u64 stopped;
+	__u64 missed; /* the window was in use, or the call refused */
+	__u64 zero;   /* returned 0: packets dropped */
+	struct cordon_run last; /* the last call that was stopped */
+};
+
 #define CORDON_INSERT _IOWR('K', 0xc0, struct cordon_insert)
 #define CORDON_TOTALS _IOR('K', 0xc1, struct cordon_totals)
 #define CORDON_RUN _IOWR('K', 0xc2, struct cordon_run)
 #define CORDON_STATS _IOR('K', 0xc3, struct cordon_stats)
+#define CORDON_ATTACH _IOW('K', 0xc4, struct cordon_attach)
+#define CORDON_DETACH _IOW('K', 0xc5, __u32)
+#define CORDON_EVENT _IOWR('K', 0xc6, struct cordon_event_stats)
 
 #endif

@@ -52,6 +52,10 @@ struct cordon_handler {
 	/* run.c */
 	u64 *gates; /* by import: what its slot holds */
 	raw_spinlock_t busy;
+	/* events.c */
+	struct mutex events_lock;
+	struct list_head events;
+	u32 next_event;
 	atomic64_t calls, returned, stopped, missed, refused;
 };
 
@@ -78,6 +82,7 @@ u64 cordon_trap(const struct cordon_handler *handler);
 int cordon_window_make(struct cordon_handler *handler, const u8 *file);
 void cordon_window_free(struct cordon_handler *handler);
 u64 cordon_window_span(struct cordon_handler *handler, u64 offset, bool write);
+const struct cordon_memory *cordon_window_area(const struct cordon_handler *handler, u32 kind);
 struct page *cordon_window_page(struct cordon_handler *handler, u64 offset, bool write);
 
 /* stack.c */
@@ -98,7 +103,16 @@ const char *cordon_gate_name(u64 index);
 
 /* run.c */
 DECLARE_PER_CPU(struct cordon_context *, cordon_current);
+/* Runs with the window taken, before the entry; a failure refuses the call. */
+typedef int (*cordon_prepare)(struct cordon_handler *handler, struct cordon_run *run, void *data);
+int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, cordon_prepare prepare, void *data);
 int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run);
 extern unsigned long cordon_time_limit_ms, cordon_time_limit_max_ms, cordon_memory_limit_mb;
+
+/* events.c */
+int cordon_event_attach(struct cordon_handler *handler, const struct cordon_attach *wanted);
+int cordon_event_detach(struct cordon_handler *handler, u32 number);
+int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats *stats);
+void cordon_events_detach(struct cordon_handler *handler);
 
 #endif

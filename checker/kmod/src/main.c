@@ -159,6 +159,7 @@ static int initialise(struct cordon_handler *handler, struct cordon_insert *inse
 
 static void remove(struct cordon_handler *handler)
 {
+	cordon_events_detach(handler);
 	mutex_lock(&cordon_lock);
 	take_apart(handler);
 	removed++;
@@ -187,14 +188,47 @@ static long handler_run(struct cordon_handler *handler, void __user *argument)
 	return result;
 }
 
+static long handler_attach(struct cordon_handler *handler, void __user *argument)
+{
+	struct cordon_attach *wanted = memdup_user(argument, sizeof(*wanted));
+	long result;
+
+	if (IS_ERR(wanted))
+		return PTR_ERR(wanted);
+	result = capable(CAP_SYS_MODULE) ? cordon_event_attach(handler, wanted) : -EPERM;
+	kfree(wanted);
+	return result;
+}
+
+static long handler_event(struct cordon_handler *handler, void __user *argument)
+{
+	struct cordon_event_stats *stats = memdup_user(argument, sizeof(*stats));
+	long result;
+
+	if (IS_ERR(stats))
+		return PTR_ERR(stats);
+	result = cordon_event_tell(handler, stats);
+	if (!result && copy_to_user(argument, stats, sizeof(*stats)))
+		result = -EFAULT;
+	kfree(stats);
+	return result;
+}
+
 static long handler_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct cordon_handler *handler = file->private_data;
 	struct cordon_stats stats;
+	u32 number;
 
 	switch (command) {
 	case CORDON_RUN:
 		return handler_run(handler, (void __user *)argument);
+	case CORDON_ATTACH:
+		return handler_attach(handler, (void __user *)argument);
+	case CORDON_DETACH:
+		return get_user(number, (u32 __user *)argument) ?: cordon_event_detach(handler, number);
+	case CORDON_EVENT:
+		return handler_event(handler, (void __user *)argument);
 	case CORDON_STATS:
 		stats = (struct cordon_stats){
 			.calls = atomic64_read(&handler->calls),
@@ -309,6 +343,8 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 		return -ENOMEM;
 	INIT_LIST_HEAD(&handler->list);
 	raw_spin_lock_init(&handler->busy);
+	mutex_init(&handler->events_lock);
+	INIT_LIST_HEAD(&handler->events);
 	mutex_lock(&cordon_lock);
 	cordon_arena_init();
 	result = build(handler, file, length, insert);

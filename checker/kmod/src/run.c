@@ -183,7 +183,7 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 
 /* Calls the entry at a text offset. 0, or why it was not called: -EBUSY (the window is in use), -EAGAIN (nested too deep, or a CPU on its
  * way in or out), -EPERM (interrupts are off and the text is not metered). What it found is in `run`. */
-int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run)
+int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, cordon_prepare prepare, void *data)
 {
 	int failed = 0;
 	u64 stack;
@@ -204,17 +204,22 @@ int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run
 		return -EBUSY;
 	} else {
 		stack = cordon_stack_take();
-		if (stack) {
+		failed = !stack ? -EAGAIN : prepare ? prepare(handler, run, data) : 0;
+		if (!failed) {
 			atomic64_inc(&handler->calls);
 			call(handler, entry, stack, run);
-			cordon_stack_give();
-		} else {
-			failed = -EAGAIN;
 		}
+		if (stack)
+			cordon_stack_give();
 		raw_spin_unlock(&handler->busy);
 	}
 	if (failed)
 		atomic64_inc(&handler->refused);
 	preempt_enable();
 	return failed;
+}
+
+int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run)
+{
+	return cordon_run_with(handler, entry, run, NULL, NULL);
 }

@@ -122,6 +122,17 @@ void cordon_window_free(struct cordon_handler *handler)
 	handler->memories = 0;
 }
 
+/* The first region of a kind; NULL if there is none. */
+const struct cordon_memory *cordon_window_area(const struct cordon_handler *handler, u32 kind)
+{
+	u32 i;
+
+	for (i = 0; i < handler->memories; i++)
+		if (handler->memory[i].kind == kind)
+			return &handler->memory[i];
+	return NULL;
+}
+
 /* Bytes from `offset` on that may be read, or written; 0 = not the first one. */
 u64 cordon_window_span(struct cordon_handler *handler, u64 offset, bool write)
 {

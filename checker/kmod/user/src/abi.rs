@@ -174,6 +174,58 @@ pub struct Totals {
     pub table_entries: u64,
 }
 
+/// `enum cordon_event_kind`.
+pub mod event {
+    pub const NETFILTER: u32 = 0;
+    pub const KPROBE: u32 = 1;
+    pub const TRACEPOINT: u32 = 2;
+    pub const TIMER: u32 = 3;
+}
+
+/// `struct cordon_attach`.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Attach {
+    /// See [`event`].
+    pub kind: u32,
+    /// `enum nf_inet_hooks`.
+    pub hook: u32,
+    pub period_ns: u64,
+    pub time_limit_ns: u64,
+    pub fuel: u64,
+    pub name: [u8; NAME_BYTES],
+    pub entry: [u8; NAME_BYTES],
+}
+
+impl Attach {
+    /// `entry` for events of `kind` called `name`; names that are too long are cut, and then nobody's.
+    #[must_use]
+    pub fn new(kind: u32, name: &str, entry: &str) -> Attach {
+        let cut = |text: &str| {
+            let mut bytes = [0; NAME_BYTES];
+            let length = text.len().min(NAME_BYTES);
+            bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+            bytes
+        };
+        Attach { kind, hook: 0, period_ns: 0, time_limit_ns: 0, fuel: 0, name: cut(name), entry: cut(entry) }
+    }
+}
+
+/// `struct cordon_event_stats`.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct EventStats {
+    pub number: u32,
+    pub reserved: u32,
+    pub fired: u64,
+    pub returned: u64,
+    pub stopped: u64,
+    pub missed: u64,
+    pub zero: u64,
+    /// The last call that was stopped.
+    pub last: Run,
+}
+
 /// `_IOC` of asm-generic/ioctl.h: direction (2 read, 1 write), type 'K', number, size.
 const fn command<T>(direction: u64, number: u64) -> u64 {
     direction << 30 | (size_of::<T>() as u64) << 16 | (b'K' as u64) << 8 | number
@@ -183,3 +235,6 @@ pub const INSERT: u64 = command::<Insert>(3, 0xc0);
 pub const TOTALS: u64 = command::<Totals>(2, 0xc1);
 pub const RUN: u64 = command::<Run>(3, 0xc2);
 pub const STATS: u64 = command::<Stats>(2, 0xc3);
+pub const ATTACH: u64 = command::<Attach>(1, 0xc4);
+pub const DETACH: u64 = command::<u32>(1, 0xc5);
+pub const EVENT: u64 = command::<EventStats>(3, 0xc6);

@@ -7,7 +7,7 @@ mod places;
 
 pub use places::Places;
 
-use abi::{Insert, Run, Stats, Totals};
+use abi::{Attach, EventStats, Insert, Run, Stats, Totals};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
@@ -105,6 +105,32 @@ impl Handler {
     /// If not all of it is writable memory.
     pub fn write(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(bytes, offset.into())
+    }
+
+    /// Has an entry called by an event; gives the event's number.
+    ///
+    /// # Errors
+    /// ENOENT for an entry or tracepoint that does not exist, EPERM for kprobes and tracepoints of images that are not metered, and what the
+    /// kernel says to the event.
+    pub fn attach(&self, attach: &Attach) -> io::Result<u32> {
+        ioctl(&self.0, abi::ATTACH, &mut attach.clone()).map(i32::cast_unsigned)
+    }
+
+    /// Ends an event; no call of it is on its way afterwards.
+    ///
+    /// # Errors
+    /// ENOENT if there is none of that number.
+    pub fn detach(&self, number: u32) -> io::Result<()> {
+        ioctl(&self.0, abi::DETACH, &mut { number }).map(drop)
+    }
+
+    /// Counts of an event.
+    ///
+    /// # Errors
+    /// ENOENT if there is none of that number.
+    pub fn event(&self, number: u32) -> io::Result<EventStats> {
+        let mut stats = EventStats { number, ..EventStats::default() };
+        ioctl(&self.0, abi::EVENT, &mut stats).map(|_| stats)
     }
 
     /// The descriptor, for `mmap`: file offset = window offset.

@@ -1,6 +1,6 @@
 //! The Rust structures are those of the C header.
 
-use cordon_kernel::abi::{self, Insert, Run, Stats, Totals};
+use cordon_kernel::abi::{self, Attach, EventStats, Insert, Run, Stats, Totals};
 use std::mem::offset_of;
 use std::process::Command;
 
@@ -23,9 +23,21 @@ fn structures_and_commands_are_those_of_the_header() {
     fields!(Insert "cordon_insert": image, length, flags, verdict, rule, offset, instructions, max_depth, features, run);
     fields!(Stats "cordon_stats": calls, returned, stopped, busy, refused, pages, text_bytes);
     fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries);
-    for (name, value) in
-        [("CORDON_INSERT", abi::INSERT), ("CORDON_TOTALS", abi::TOTALS), ("CORDON_RUN", abi::RUN), ("CORDON_STATS", abi::STATS)]
-    {
+    check("sizeof(struct cordon_attach)", size_of::<Attach>() as u64);
+    check("sizeof(struct cordon_event_stats)", size_of::<EventStats>() as u64);
+    fields!(Attach "cordon_attach": kind, hook, period_ns, time_limit_ns, fuel, name, entry);
+    fields!(EventStats "cordon_event_stats": number, fired, returned, stopped, missed, zero, last);
+    check("CORDON_TIMER", abi::event::TIMER.into());
+    let commands = [
+        ("CORDON_INSERT", abi::INSERT),
+        ("CORDON_TOTALS", abi::TOTALS),
+        ("CORDON_RUN", abi::RUN),
+        ("CORDON_STATS", abi::STATS),
+        ("CORDON_ATTACH", abi::ATTACH),
+        ("CORDON_DETACH", abi::DETACH),
+        ("CORDON_EVENT", abi::EVENT),
+    ];
+    for (name, value) in commands {
         check(name, value);
     }
     check("CORDON_NO_CPU", abi::verdict::NO_CPU.into());

@@ -84,6 +84,28 @@ fn prepare(builder: &Builder, fixture: &Fixture, folder: &Path) -> Result<bool> 
     Ok(true)
 }
 
+/// The packet filter of the events' test, in the modes that events take.
+fn filter(builder: &Builder, folder: &Path) -> Result<()> {
+    let source = include_str!("../../handlers/port_filter.c");
+    let fixture = Fixture {
+        name: "port_filter",
+        language: Language::C,
+        source,
+        flags: &["-mgeneral-regs-only"],
+        only: None,
+        libraries: &[],
+        script: |_| Vec::new(),
+    };
+    let inputs = [Input { name: fixture.name.into(), bytes: fs::read(builder.object(&fixture, CONFIG)?)? }];
+    let mut options = Options::for_kernel();
+    for (mode, metered) in [("sandbox", false), ("metered", true)] {
+        options.mode.metered = metered;
+        let made = rewrite(&inputs, &options).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
+        fs::write(folder.join(format!("port_filter.{mode}.handler")), made.image)?;
+    }
+    Ok(())
+}
+
 /// Images that the kernel must refuse: for user hosts, and of the kernel's with changed text.
 fn hostile(builder: &Builder, folder: &Path) -> Result<()> {
     let fixture = HANDLERS.iter().find(|f| f.name == "cksum16").context("there is cksum16")?;
@@ -106,6 +128,7 @@ fn main() -> Result<()> {
         if result? { made += 1 } else { without.push(fixture.name) }
     }
     hostile(&builder, &folder)?;
+    filter(&builder, &folder)?;
     println!("{made} fixtures; these need floating point: {}", without.join(" "));
     ensure!(made >= 15, "hardly any fixture is left");
     Ok(())

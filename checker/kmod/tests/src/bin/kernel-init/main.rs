@@ -1,5 +1,7 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
+mod events;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use cordon_checker::Policy;
 use cordon_checker::layout::RegionKind;
@@ -429,6 +431,10 @@ const TESTS: &[Test] = &[
     ("window memory is shared", window_memory_is_shared),
     ("many handlers at once", many_handlers_at_once),
     ("cycles leak nothing", cycles_leak_nothing),
+    ("a timer calls in softirqs", events::timer),
+    ("kprobes and tracepoints call", events::probes),
+    ("packets are filtered", events::packets),
+    ("cycles under traffic", events::cycles_under_traffic),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
