@@ -57,7 +57,7 @@ struct cordon_run {
 	char entry[CORDON_NAME_BYTES];
 	__u64 args[6];
 	__u64 time_limit_ns; /* 0 = the module's default; at most its greatest */
-	__u64 fuel;	     /* metered text: most instructions, 0 = 2^40 */
+	__u64 fuel;	     /* metered text: most instructions, 0 = 2^40; at most 2^22 where interrupts are off */
 	/* out */
 	__u64 result;
 	__u64 elapsed_ns;

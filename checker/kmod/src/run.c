@@ -9,6 +9,8 @@
 #define STUB 5
 #define RSP 4
 #define DEFAULT_FUEL (1ULL << 40)
+/* The most where no timer can end a loop: a few milliseconds. */
+#define FUEL_WITHOUT_INTERRUPTS (1ULL << 22)
 
 DEFINE_PER_CPU(struct cordon_context *, cordon_current);
 unsigned long cordon_time_limit_ms = 100, cordon_time_limit_max_ms = 5000;
@@ -162,6 +164,8 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 	};
 	u64 begin = ktime_get_mono_fast_ns(), fuel = context.fuel;
 
+	if (irqs_disabled() || in_nmi())
+		context.fuel = fuel = min_t(u64, fuel, FUEL_WITHOUT_INTERRUPTS);
 	memcpy(context.args, run->args, sizeof(context.args));
 	context.deadline = begin + time_limit(run->time_limit_ns);
 	*(u64 *)stack = (u64)handler->text + entry;

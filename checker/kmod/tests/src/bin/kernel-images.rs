@@ -84,8 +84,8 @@ fn prepare(builder: &Builder, fixture: &Fixture, folder: &Path) -> Result<bool> 
     Ok(true)
 }
 
-/// The packet filter of the events' test, in the modes that events take.
-fn filter(builder: &Builder, folder: &Path) -> Result<()> {
+/// The packet filter of the events' test, in the modes that events take, and the handler that looks for secrets.
+fn handlers(builder: &Builder, folder: &Path) -> Result<()> {
     let source = include_str!("../../handlers/port_filter.c");
     let fixture = Fixture {
         name: "port_filter",
@@ -97,6 +97,10 @@ fn filter(builder: &Builder, folder: &Path) -> Result<()> {
         script: |_| Vec::new(),
     };
     let inputs = [Input { name: fixture.name.into(), bytes: fs::read(builder.object(&fixture, CONFIG)?)? }];
+    let leak = builder.assemble("leak", include_str!("../../handlers/leak.s"))?;
+    let leak = [Input { name: "leak".into(), bytes: fs::read(leak)? }];
+    let made = rewrite(&leak, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
+    fs::write(folder.join("leak.handler"), made.image)?;
     let mut options = Options::for_kernel();
     for (mode, metered) in [("sandbox", false), ("metered", true)] {
         options.mode.metered = metered;
@@ -128,7 +132,7 @@ fn main() -> Result<()> {
         if result? { made += 1 } else { without.push(fixture.name) }
     }
     hostile(&builder, &folder)?;
-    filter(&builder, &folder)?;
+    handlers(&builder, &folder)?;
     println!("{made} fixtures; these need floating point: {}", without.join(" "));
     ensure!(made >= 15, "hardly any fixture is left");
     Ok(())

@@ -62,6 +62,12 @@ pub fn probes(device: &Device) -> Result<String> {
     knock(100);
     let stats = loops.handler.event(spin)?;
     ensure!(stats.stopped == 100 && stats.last.kind == kind::FUEL, "{stats:?}");
+    // Without a limit of its own: the module's, by fuel or by time.
+    let spin = loops.handler.attach(&Attach { fuel: 0, ..attach(event::KPROBE, "__x64_sys_getpgid", "spin_forever") })?;
+    // SAFETY: getpgid of this process changes nothing.
+    unsafe { libc::getpgid(0) };
+    let stats = loops.handler.event(spin)?;
+    ensure!(stats.stopped == 1 && matches!(stats.last.kind, kind::FUEL | kind::TIME_LIMIT), "{stats:?}");
     let traced = subject.handler.attach(&attach(event::TRACEPOINT, "sys_enter", "fault_null"))?;
     knock(ROUNDS);
     let traced = subject.handler.event(traced)?;

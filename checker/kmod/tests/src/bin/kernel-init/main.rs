@@ -167,11 +167,41 @@ fn faults_are_reported(device: &Device) -> Result<String> {
         let address = run.flags & (abi::HAS_ADDRESS | abi::IS_WRITE);
         ensure!(run.kind == expected && address == flags, "{entry}: {} flags {:#x}", kind::text(run.kind), run.flags);
         ensure!(run.flags & abi::HAS_PLACE != 0, "{entry}: no place");
-        let secret = run.registers.iter().find(|value| **value >> 47 == (1 << 17) - 1 && **value < u64::MAX - (1 << 33));
+        let secret = run.registers.iter().find(|value| is_secret(**value));
         ensure!(secret.is_none(), "{entry}: a register looks like an address of the kernel: {:x?}", run.registers);
         ensure!(run.result == 0, "{entry}: a result in spite of the fault");
     }
     Ok(format!("{} kinds", wanted.len()))
+}
+
+/// Whether a word looks like an address of the kernel, and not like a small negative number.
+fn is_secret(word: u64) -> bool {
+    word >> 47 == (1 << 17) - 1 && word < u64::MAX - (1 << 24)
+}
+
+/// All that a handler can find, in registers at its entry and behind gates and in every byte of its window, is no address of the kernel.
+fn handlers_learn_no_address(device: &Device) -> Result<String> {
+    let file = image("leak.handler")?;
+    let (handler, _) = device.insert(&file, 0)?;
+    let image = Image::read(&file, &Policy::KERNEL).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let (mut words, mut stored) = (0, 0);
+    for round in 0..3 {
+        let mut run = Run::new("leak", [1, 2, 3, 4, 5, 6]);
+        handler.run(&mut run)?;
+        ensure!((run.kind, run.result) == (kind::RETURNED, 1), "{}", kind::text(run.kind));
+        for region in image.regions() {
+            let mut bytes = vec![0; (region.end - region.start) as usize];
+            handler.read(region.start, &mut bytes)?;
+            for (at, chunk) in bytes.chunks_exact(8).enumerate() {
+                let word = chunk.first_chunk().map_or(0, |c| u64::from_le_bytes(*c));
+                words += 1;
+                stored += u64::from(word != 0);
+                ensure!(!is_secret(word), "round {round}: {word:#x} at {:#x}", region.start as usize + 8 * at);
+            }
+        }
+    }
+    ensure!(stored > 30, "the handler stored hardly anything: {stored}");
+    Ok(format!("{words} words, {stored} of them not 0"))
 }
 
 fn faults_in_a_row(device: &Device) -> Result<String> {
@@ -425,6 +455,7 @@ const TESTS: &[Test] = &[
     ("fixtures as in user mode, match and metered", |d| same_as_user_mode(d, "both")),
     ("faults are reported", faults_are_reported),
     ("faults in a row", faults_in_a_row),
+    ("handlers learn no address", handlers_learn_no_address),
     ("endless loops end", endless_loops_end),
     ("attacks are refused", attacks_are_refused),
     ("mutants harm nobody", mutants_harm_nobody),
