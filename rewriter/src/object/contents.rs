@@ -11,6 +11,9 @@ use std::collections::HashMap;
 /// Bytes of an `Elf64_Rela`.
 const RELA: usize = 24;
 
+/// Greatest distance from a symbol: beyond all that compilers mean, and sums of several do not overflow.
+const MOST_ADDEND: u64 = 1 << 40;
+
 /// A relocation whose symbol is still an index into the object's symbol table (in range).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawReloc {
@@ -126,6 +129,9 @@ impl<'o, 'a> Reader<'o, 'a> {
         let size = self.object.bytes(index).len() as u64;
         if reloc.offset.checked_add(width).is_none_or(|end| end > size) {
             return Err(("relocation-out-of-range", "the relocation lies outside of its section".to_owned()));
+        }
+        if reloc.addend.unsigned_abs() > MOST_ADDEND {
+            return Err(("relocation-out-of-range", format!("{:#x} is too far from any symbol", reloc.addend)));
         }
         match self.object.symbols.get(reloc.symbol) {
             Some(symbol) if symbol.kind != elf::STT_FILE => Ok(width),

@@ -260,3 +260,15 @@ fn an_entry_whose_name_cannot_be_shown_is_refused() {
         assert!(!refusals.to_string().contains(['\x08', '\u{202e}']), "{refusals}");
     }
 }
+
+/// Found by fuzzing: sums of addends and displacements overflowed.
+#[test]
+fn an_addend_beyond_all_memory_is_refused() {
+    let mut object = assembly(".globl f\nf: mov d(%rip), %eax\nret\n.data\nd: .long 1\n");
+    let addend = position(&object, &(-4_i64).to_le_bytes());
+    for far in [i64::MAX, i64::MIN, 1 << 41] {
+        overwrite(&mut object, addend, &far.to_le_bytes());
+        let refusals = rewrite(&[Input { name: "a.o".into(), bytes: object.clone() }], &Options::default()).expect_err("refused");
+        assert_eq!(refusals.0[0].code, "relocation-out-of-range");
+    }
+}
