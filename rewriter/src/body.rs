@@ -9,11 +9,10 @@ use crate::object::refused_in_code;
 use crate::program::{Program, Reloc, SectionKind};
 use crate::tables::{Table, TableId};
 use crate::transfer;
-use crate::values::{Frame, State, Value};
+use crate::values::{State, Value};
 use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 /// Which copy of an instruction this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -278,7 +277,7 @@ impl<'a> Discovery<'a> {
         for (key, old) in &self.index {
             renumber[*old as usize] = Body::position(&index, *key);
         }
-        renumber_pushes(&mut nodes, &renumber);
+        crate::values::renumber(nodes.iter_mut().map(|n| &mut n.state), &renumber);
         Body {
             entry: self.entry,
             name,
@@ -595,26 +594,6 @@ impl<'a> Discovery<'a> {
             self.tables.push(table);
             (self.tables.len() - 1) as TableId
         })
-    }
-}
-
-/// Gives the pushes in all frames their new numbers; frames that were one stay one.
-fn renumber_pushes(nodes: &mut [Node], renumber: &[u32]) {
-    // The old frames are kept until the end, so that no new one can take the place of one of them.
-    let mut done: HashMap<*const Frame, (Arc<Frame>, Arc<Frame>)> = HashMap::new();
-    for node in nodes {
-        let old = &node.state.frame;
-        let (_, new) = done.entry(Arc::as_ptr(old)).or_insert_with(|| {
-            let mut new = Frame::clone(old);
-            for slot in new.values_mut() {
-                for push in slot.pushes.iter_mut().filter(|p| **p != crate::values::NOT_PUSHED) {
-                    *push = renumber[*push as usize];
-                }
-                slot.pushes.sort_unstable();
-            }
-            (Arc::clone(old), Arc::new(new))
-        });
-        node.state.frame = Arc::clone(new);
     }
 }
 

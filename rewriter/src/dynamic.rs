@@ -7,6 +7,7 @@
 use crate::body::{Body, Flow, Node};
 use crate::plan::branch::copy_memory;
 use crate::plan::{Borrow, Borrowed, Planned, Planner, encode, ok};
+use crate::values::{State, Value};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Bytes of frame that a function with `alloca` needs below its static frame: the saved word and room for stack arguments, keeping rsp's
@@ -16,25 +17,110 @@ pub fn frame_bytes(arguments: i32) -> i32 {
     16 + (arguments + 15) / 16 * 16
 }
 
-/// An upper bound of the bytes of stack arguments that calls after an allocation pass.
+/// Bytes of stack arguments that are stored one by one.
+const FEW: i32 = 512;
+/// Bytes of stack arguments that a string instruction copies.
+const MANY: i32 = 4096;
+
+/// An upper bound of the bytes of stack arguments that calls after an allocation pass: what is pushed, and either what is stored above rsp or
+/// the room that is made for a call. Of room beyond [`FEW`] bytes, which is an allocation of a constant size, it is one only where something
+/// is copied as a whole; no compiler stores so many words one by one.
 #[must_use]
 pub fn argument_bytes(body: &Body) -> i32 {
+    let dynamic = || body.nodes.iter().filter(|n| n.state.dynamic).map(|n| &n.insn);
+    let limit = if dynamic().any(is_copy_of_string) { MANY } else { FEW };
     let mut pushes = 0;
-    let mut stores = 0;
-    for node in body.nodes.iter().filter(|n| n.state.dynamic) {
-        let insn = &node.insn;
+    let mut most = 0;
+    for insn in dynamic() {
         if insn.mnemonic() == Mnemonic::Push {
             pushes += 8;
+        } else if let Some(room) = room_made(insn) {
+            most = most.max(if room <= limit { room } else { 0 });
         } else if insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory && insn.memory_base() == Register::RSP {
             let disp = i32::try_from(insn.memory_displacement64().cast_signed()).unwrap_or(0);
             let end = disp.saturating_add(i32::try_from(insn.memory_size().size()).unwrap_or(64));
-            stores = stores.max(if (0..512).contains(&disp) { end } else { 0 });
+            most = most.max(if (0..FEW).contains(&disp) { end } else { 0 });
         }
     }
-    pushes + stores
+    pushes + most
+}
+
+fn is_copy_of_string(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq)
+        && insn.is_string_instruction()
+}
+
+/// Bytes by which `sub $n,%rsp`, `add $-n,%rsp` or `lea -n(%rsp),%rsp` moves rsp down.
+fn room_made(insn: &Instruction) -> Option<i32> {
+    if insn.op_count() != 2 || insn.op0_kind() != OpKind::Register || insn.op0_register() != Register::RSP {
+        return None;
+    }
+    let immediate = || insn.try_immediate(1).ok().map(u64::cast_signed);
+    let down = match insn.mnemonic() {
+        Mnemonic::Sub => immediate()?,
+        Mnemonic::Add => immediate()?.checked_neg()?,
+        Mnemonic::Lea if insn.memory_base() == Register::RSP && insn.memory_index() == Register::None => {
+            insn.memory_displacement64().cast_signed().checked_neg()?
+        }
+        _ => return None,
+    };
+    i32::try_from(down).ok().filter(|down| *down > 0)
+}
+
+/// What an instruction computes from a copy of the stack pointer as it was before an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// The address of what was allocated, or a place in it: the copy is in this register, and the other one holds the size as the allocation
+    /// (the node of this number) subtracted it, or its negative.
+    Allocated(Register, u32),
+    /// A place in the frame, or in what was allocated.
+    Unknown,
+}
+
+/// Whether `insn` adds something unknown to a copy of the stack pointer as it was before an allocation. Below the copy lies what was allocated,
+/// in the order of the allocations; here that lies below the arena word that the frame keeps.
+#[must_use]
+pub fn counted(nodes: &[Node], arguments: i32, insn: &Instruction, state: &State) -> Option<Counted> {
+    if !state.dynamic {
+        return None;
+    }
+    let before = frame_bytes(arguments) - state.depth;
+    let is_copy = |r: Register| r.is_gpr64() && r != Register::RSP && state.register(r) == Value::Copy(before);
+    let down = |copy: Register, size: Value| match size {
+        Value::Size(id) | Value::Minus(id) if nodes[id as usize].state.depth == -before => Counted::Allocated(copy, id),
+        _ => Counted::Unknown,
+    };
+    let minus = |r: Register| if let value @ Value::Minus(_) = state.register(r) { value } else { Value::Unknown };
+    let size = |r: Register| if let value @ Value::Size(_) = state.register(r) { value } else { Value::Unknown };
+    let registers = insn.op_count() == 2 && insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Register;
+    let (to, from) = (insn.op0_register(), insn.op1_register());
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let strange = matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc | Mnemonic::Xlatb);
+    match insn.mnemonic() {
+        Mnemonic::Add if registers && is_copy(to) => Some(down(to, minus(from))),
+        Mnemonic::Sub if registers && is_copy(to) => Some(down(to, size(from))),
+        Mnemonic::Add | Mnemonic::Sub if registers && is_copy(from) => Some(Counted::Unknown),
+        _ if index == Register::None || base == Register::None || !is_copy(base) && !is_copy(index) => None,
+        _ if insn.memory_index_scale() != 1 || strange => Some(Counted::Unknown),
+        _ if is_copy(base) => Some(down(base, minus(index))),
+        _ => Some(down(index, minus(base))),
+    }
 }
 
 impl Planner<'_> {
+    /// The register that `insn` of `node` counts down from, if that is where allocations began, and the code that gives `to` the place where they
+    /// begin here.
+    pub(crate) fn counted_from(&mut self, node: &Node, insn: &Instruction, to: Register) -> Planned<Option<(Register, Vec<u8>)>> {
+        let Some(Counted::Allocated(copy, by)) = counted(&self.body.nodes, self.body.dynamic_arguments, insn, &node.state) else {
+            return Ok(None);
+        };
+        if !self.body.arena_bases.contains(&self.body.nodes[by as usize].key) {
+            return Err(("unknown-stack-pointer", format!("`{insn}` counts from the stack pointer as it was before `alloca`")));
+        }
+        self.note("what was allocated first: below the arena word that the frame keeps");
+        Ok(Some((copy, ok(encode::load(encode::narrow(to), Register::RSP, self.saved()))?)))
+    }
+
     fn word(&self) -> i32 {
         self.env.space.arena_word.cast_signed()
     }

@@ -18,7 +18,7 @@ const GAP: u32 = 0x1_0000;
 /// Fewest bytes of arena for `alloca` and variable-length arrays; else as many as the stack has.
 const LEAST_ARENA: u32 = 1 << 16;
 /// Above the arena pointer's start, for stack arguments read past it.
-const ARENA_HEADROOM: u32 = 4096;
+const ARENA_HEADROOM: u32 = 8192;
 /// Bytes of thread control block at the thread pointer: self pointer at 0, canary at 0x28 (psABI 3.4.6).
 pub const TCB: u32 = 64;
 /// Number of slots that small code pointers can name below the null zone's end.

@@ -2,6 +2,7 @@
 
 use crate::body::{Discovery, Key};
 use crate::diag::Reason;
+use crate::dynamic::Counted;
 use crate::elf;
 use crate::functions::{CodeRef, decode, exact_target, relocs_at};
 use crate::liveness::{CALLER_SAVED, written};
@@ -45,11 +46,11 @@ pub fn address(program: &Program, at: CodeRef, insn: &Instruction, state: &State
     }
     let value = |r: Register| if r == Register::None { Value::Unknown } else { state.register(r) };
     match (value(base), value(index)) {
-        (Value::Stack(c), _) => i32::try_from(i64::from(c) + disp)
+        (Value::Stack(c) | Value::Copy(c), _) => i32::try_from(i64::from(c) + disp)
             .map_or(Address::Unknown, |offset| Address::Stack { offset, exact: index == Register::None }),
         (Value::Address(s, o), _) => Address::Data { at: (s, o + disp), exact: index == Register::None },
         (_, Value::Address(s, o)) if insn.memory_index_scale() == 1 => Address::Data { at: (s, o + disp), exact: false },
-        (_, Value::Stack(c)) if insn.memory_index_scale() == 1 => {
+        (_, Value::Stack(c) | Value::Copy(c)) if insn.memory_index_scale() == 1 => {
             i32::try_from(i64::from(c) + disp).map_or(Address::Unknown, |offset| Address::Stack { offset, exact: false })
         }
         _ => Address::Unknown,
@@ -156,6 +157,14 @@ pub(crate) fn apply(ctx: &mut Discovery<'_>, id: u32, key: Key, insn: &Instructi
     state.forget(writes);
     if let Some((register, value)) = result {
         state.set(register, value);
+        // What has been subtracted stays where it was.
+        let size = if insn.op_count() == 2 && insn.op1_kind() == OpKind::Register { insn.op1_register() } else { Register::None };
+        if matches!((insn.mnemonic(), value), (Mnemonic::Sub, Value::Below(_)))
+            && size != register
+            && matches!(state.register(size), Value::Unknown | Value::Computed)
+        {
+            state.set(size, Value::Size(id));
+        }
     }
     Ok(())
 }
@@ -222,10 +231,7 @@ fn pop(insn: &Instruction, state: &mut State) -> Result<(), Reason> {
 
 /// Where rbp points to, from rsp at entry, if that is known and a multiple of 8.
 fn frame_pointer(state: &State) -> Option<i32> {
-    match state.register(Register::RBP) {
-        Value::Stack(at) if at % 8 == 0 => Some(at),
-        _ => None,
-    }
+    state.register(Register::RBP).stack().filter(|at| at % 8 == 0)
 }
 
 /// What needs a stack pointer that is a multiple of 8: pushes, pops, calls, and what makes the frame dynamic.
@@ -280,8 +286,8 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
         },
         Mnemonic::Mov if insn.op0_register() == Register::RSP && insn.op1_kind() == OpKind::Memory => {
             match address(ctx.program, key.at, insn, state) {
-                Address::Stack { offset, exact: true } => match state.frame.get(&offset).map(|s| s.value) {
-                    Some(Value::Stack(c)) => Value::Stack(c),
+                Address::Stack { offset, exact: true } => match state.frame.get(&offset).and_then(|s| s.value.stack()) {
+                    Some(c) => Value::Stack(c),
                     _ if state.dynamic => return Ok(()),
                     _ => return Err(unknown_sp(insn)),
                 },
@@ -295,7 +301,7 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
         },
         _ => return Err(unknown_sp(insn)),
     };
-    let Value::Stack(to) = new else { return Err(unknown_sp(insn)) };
+    let to = new.stack().ok_or_else(|| unknown_sp(insn))?;
     if to > 0 {
         return Err(("unknown-stack-pointer", format!("`{insn}` moves the stack pointer to {to} bytes from the return address")));
     }
@@ -336,24 +342,15 @@ fn begin_probe(ctx: &mut Discovery<'_>, insn: &Instruction, state: &mut State) -
     Ok(())
 }
 
-/// After an allocation, a copy of the stack pointer from before plus something unknown may mean the frame, or what was allocated below it
-/// (clang: the copy minus the size), which lies elsewhere here.
+/// After an allocation, a copy of the stack pointer from before plus something unknown may mean the frame, or what was allocated below it,
+/// which lies elsewhere here.
 fn no_old_copy(ctx: &Discovery<'_>, insn: &Instruction, state: &State) -> Result<(), Reason> {
-    if !state.dynamic {
-        return Ok(());
+    match crate::dynamic::counted(&ctx.nodes, ctx.dynamic_arguments, insn, state) {
+        Some(Counted::Unknown) => {
+            Err(("unknown-stack-pointer", format!("`{insn}` counts from the stack pointer as it was before `alloca`")))
+        }
+        _ => Ok(()),
     }
-    let before = Value::Stack(crate::dynamic::frame_bytes(ctx.dynamic_arguments) - state.depth);
-    let is_copy = |r: Register| r.is_gpr64() && r != Register::RSP && state.register(r) == before;
-    let indexed = insn.memory_index() != Register::None && insn.memory_base() != Register::None;
-    let registers = insn.op_count() == 2 && insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Register;
-    let used = match insn.mnemonic() {
-        Mnemonic::Add | Mnemonic::Sub if registers => is_copy(insn.op0_register()) || is_copy(insn.op1_register()),
-        _ => indexed && (is_copy(insn.memory_base()) || is_copy(insn.memory_index())),
-    };
-    if used {
-        return Err(("unknown-stack-pointer", format!("`{insn}` counts from the stack pointer as it was before `alloca`")));
-    }
-    Ok(())
 }
 
 /// A store into the frame changes what its slots hold.
@@ -365,12 +362,21 @@ fn note_store(program: &Program, at: CodeRef, insn: &Instruction, state: &mut St
     if let Address::Stack { offset, exact: true } = address(program, at, insn, state) {
         state.overwrite(offset, size);
         let stores_register = insn.mnemonic() == Mnemonic::Mov && insn.op1_kind() == OpKind::Register && size == 8;
-        if let (true, value @ (Value::Stack(_) | Value::Below(_) | Value::Computed)) =
-            (stores_register, state.register(insn.op1_register()))
-        {
+        let value = if insn.op_count() == 2 { copied(state, insn.op1_register()) } else { Value::Unknown };
+        let kept =
+            value.stack().is_some() || matches!(value, Value::Below(_) | Value::Size(_) | Value::Minus(_) | Value::Computed);
+        if stores_register && kept {
             let absent = Slot { pushes: vec![crate::values::NOT_PUSHED], value };
             Arc::make_mut(&mut state.frame).entry(offset).or_insert(absent).value = value;
         }
+    }
+}
+
+/// What a register has to give; rsp gives a copy of itself.
+fn copied(state: &State, register: Register) -> Value {
+    match state.register(register) {
+        Value::Stack(c) if register == Register::RSP => Value::Copy(c),
+        value => value,
     }
 }
 
@@ -379,7 +385,11 @@ fn value_of(ctx: &mut Discovery<'_>, id: u32, at: CodeRef, insn: &Instruction, s
     let to = insn.op0_register();
     let from_register = insn.op_count() == 2 && insn.op1_kind() == OpKind::Register;
     let value = match insn.mnemonic() {
-        Mnemonic::Mov if from_register && to.is_gpr64() => match state.register(insn.op1_register()) {
+        Mnemonic::Neg if to.is_gpr64() => match state.register(to) {
+            Value::Size(id) => Value::Minus(id),
+            _ => Value::Unknown,
+        },
+        Mnemonic::Mov if from_register && to.is_gpr64() => match copied(state, insn.op1_register()) {
             Value::Entry if insn.op1_register() != to => Value::Unknown,
             value => value,
         },
@@ -396,7 +406,7 @@ fn value_of(ctx: &mut Discovery<'_>, id: u32, at: CodeRef, insn: &Instruction, s
             if (from_register || insn.op1_kind() == OpKind::Memory)
                 && to.is_gpr64()
                 && !state.dynamic
-                && state.register(to) == Value::Stack(-state.depth) =>
+                && state.register(to).stack() == Some(-state.depth) =>
         {
             Value::Below(id)
         }
@@ -407,7 +417,7 @@ fn value_of(ctx: &mut Discovery<'_>, id: u32, at: CodeRef, insn: &Instruction, s
             let by = if insn.mnemonic() == Mnemonic::Add { by } else { by.wrapping_neg() };
             match state.register(to) {
                 _ if immediate_reloc(ctx.program, at, insn).is_some() => Value::Computed,
-                Value::Stack(c) => i32::try_from(i64::from(c) + by).map_or(Value::Unknown, Value::Stack),
+                Value::Stack(c) | Value::Copy(c) => i32::try_from(i64::from(c) + by).map_or(Value::Unknown, Value::Stack),
                 Value::Address(s, o) => Value::Address(s, o.wrapping_add(by)),
                 below @ Value::Below(_) => below,
                 _ => Value::Unknown,
@@ -490,7 +500,9 @@ pub fn probe_loop(program: &Program, at: CodeRef, insn: &Instruction, state: &St
         return None;
     }
     match state.register(limit) {
-        Value::Stack(c) if c < -state.depth && (c + state.depth) % 4096 == 0 => Some((next(branch_at, &branch), -c)),
+        Value::Stack(c) | Value::Copy(c) if c < -state.depth && (c + state.depth) % 4096 == 0 => {
+            Some((next(branch_at, &branch), -c))
+        }
         _ => None,
     }
 }

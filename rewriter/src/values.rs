@@ -1,6 +1,7 @@
 //! What registers and frame slots hold at an instruction, as far as stack depth, tables and saved registers need it.
 
 use crate::program::SectionId;
+use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::Register;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,10 +16,15 @@ pub enum Value {
     Entry,
     /// What the register of this number held at function entry, in another place.
     Saved(u8),
-    /// The data-stack address `rsp at entry + c`.
+    /// The data-stack address `rsp at entry + c`: a place in the frame.
     Stack(i32),
+    /// The same address as a copy of rsp: perhaps not a place in the frame, but the end of what will be allocated below it.
+    Copy(i32),
     /// The stack pointer minus something unknown, computed by the node of this number: memory about to be allocated.
     Below(u32),
+    /// What the node of this number subtracted from the stack pointer, and its negative.
+    Size(u32),
+    Minus(u32),
     /// The address of a place in a data section.
     Address(SectionId, i64),
     /// A code address out of one of the body's absolute tables (bit set of table numbers).
@@ -30,11 +36,30 @@ pub enum Value {
 }
 
 impl Value {
+    /// The offset of a data-stack address from rsp at entry.
+    #[must_use]
+    pub fn stack(self) -> Option<i32> {
+        if let Value::Stack(c) | Value::Copy(c) = self { Some(c) } else { None }
+    }
+
+    /// The same when nodes have new numbers.
+    #[must_use]
+    pub(crate) fn renumbered(self, numbers: &[u32]) -> Value {
+        let number = |old: u32| numbers[old as usize];
+        match self {
+            Value::Below(id) => Value::Below(number(id)),
+            Value::Size(id) => Value::Size(number(id)),
+            Value::Minus(id) => Value::Minus(number(id)),
+            other => other,
+        }
+    }
+
     /// What is known when control arrives with either value.
     #[must_use]
     pub fn join(self, other: Value) -> Value {
         match (self, other) {
             (a, b) if a == b => a,
+            (Value::Stack(a) | Value::Copy(a), Value::Stack(b) | Value::Copy(b)) if a == b => Value::Copy(a),
             (Value::Code(a), Value::Code(b)) => Value::Code(a | b),
             (Value::Relative(a), Value::Relative(b)) => Value::Relative(a | b),
             (Value::Computed, _) | (_, Value::Computed) => Value::Computed,
@@ -171,6 +196,30 @@ impl State {
         let under = at - 7..at + size;
         if self.frame.range(under.clone()).any(|(_, slot)| slot.value != Value::Unknown) {
             Arc::make_mut(&mut self.frame).range_mut(under).for_each(|(_, slot)| slot.value = Value::Unknown);
+        }
+    }
+}
+
+/// Gives the nodes that all states name their new numbers; frames that were one stay one.
+pub(crate) fn renumber<'a>(states: impl Iterator<Item = &'a mut State>, numbers: &[u32]) {
+    // The old frames are kept until the end, so that no new one can take the place of one of them.
+    let mut done: HashMap<*const Frame, (Arc<Frame>, Arc<Frame>)> = HashMap::new();
+    for state in states {
+        let old = &state.frame;
+        let (_, new) = done.entry(Arc::as_ptr(old)).or_insert_with(|| {
+            let mut new = Frame::clone(old);
+            for slot in new.values_mut() {
+                for push in slot.pushes.iter_mut().filter(|p| **p != NOT_PUSHED) {
+                    *push = numbers[*push as usize];
+                }
+                slot.pushes.sort_unstable();
+                slot.value = slot.value.renumbered(numbers);
+            }
+            (Arc::clone(old), Arc::new(new))
+        });
+        state.frame = Arc::clone(new);
+        for value in &mut state.registers {
+            *value = value.renumbered(numbers);
         }
     }
 }

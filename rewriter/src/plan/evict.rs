@@ -35,7 +35,7 @@ impl Planner<'_> {
             Flow::Next(to) => {
                 let to = *to;
                 // Where memory to allocate is computed the arena takes the place of the operand's old value.
-                let arena = self.body.arena_bases.contains(&node.key);
+                let arena = self.body.arena_bases.contains(&node.key) || self.counted_from(node, &node.insn, COUNT)?.is_some();
                 let direct = || direct(self.env, evicted, node, slot, self.live.after[id as usize].flags);
                 match if arena { None } else { direct() } {
                     Some(bytes) => self.bytes(bytes),
@@ -63,6 +63,7 @@ impl Planner<'_> {
         self.bytes(load);
         let mut renamed = node.clone();
         rename(&mut renamed.insn, |r| if r == COUNT { borrowed.register } else { r });
+        renamed.state.registers[borrowed.register.number()] = node.state.registers[COUNT.number()];
         self.branch(id, &renamed)
     }
 
@@ -87,6 +88,9 @@ impl Planner<'_> {
         }
         let mut renamed = node.clone();
         rename(&mut renamed.insn, |r| if r == COUNT { scratch.register } else { r });
+        if reads {
+            renamed.state.registers[scratch.register.number()] = node.state.registers[COUNT.number()];
+        }
         self.straight(id, &renamed)?;
         if writes {
             let store = ok(encode::store(part, Register::RSP, after + slot))?;

@@ -157,6 +157,14 @@ impl Planner<'_> {
         if self.touches_return_address(node) {
             return Err(("reads-return-address", format!("`{}` accesses its own return address", node.insn)));
         }
+        if base.is_gpr64() && index.is_gpr64() {
+            let taken: Vec<Register> = borrow.0.iter().map(|(b, _)| b.register).collect();
+            let scratch = self.borrow(id, insn, &taken);
+            if let Some((copy, begin)) = self.counted_from(node, &node.insn, scratch.register)? {
+                borrow.0.push((scratch, begin));
+                (base, index) = (scratch.register, if copy == base { index } else { base });
+            }
+        }
         if base.full_register() == Register::RSP && base != Register::None {
             if node.state.dynamic {
                 self.note("after alloca: through the arena word");
@@ -282,6 +290,15 @@ impl Planner<'_> {
         let scale = insn.memory_index_scale();
         if base.full_register() == Register::RSP && base != Register::None {
             return self.lea_of_stack(id, node, index.full_register(), scale, disp);
+        }
+        let scratch = self.borrow(id, insn, &[]);
+        if let Some((copy, begin)) = self.counted_from(node, insn, scratch.register)? {
+            self.keep(scratch, 0)?;
+            self.bytes(begin);
+            let other = if copy == base { index } else { base };
+            let bytes = ok(encode::lea(to, scratch.register, other, 1, disp))?;
+            self.bytes(bytes);
+            return self.give_back(scratch, 0);
         }
         // With an address-size prefix only the low half counts, which a 32-bit destination gives as well.
         let to = if base.is_gpr32() || index.is_gpr32() { encode::narrow(to) } else { to };

@@ -147,7 +147,7 @@ fn popped_slot(node: &Node) -> Option<(i32, Register)> {
         // A pop into memory names no register, so it never matches a saved one.
         Mnemonic::Pop if !node.state.dynamic => Some((-node.state.depth, node.insn.op0_register())),
         Mnemonic::Leave => match node.state.register(Register::RBP) {
-            Value::Stack(at) => Some((at, Register::RBP)),
+            Value::Stack(at) | Value::Copy(at) => Some((at, Register::RBP)),
             _ => None,
         },
         _ => None,
@@ -335,7 +335,7 @@ impl Planner<'_> {
 
     /// `leave`, out of a static or a dynamic frame.
     pub(crate) fn leave(&mut self, id: u32, node: &Node) -> Planned<()> {
-        let Value::Stack(at) = node.state.register(Register::RBP) else {
+        let Some(at) = node.state.register(Register::RBP).stack() else {
             return Err(("internal", "leave without a known frame".into()));
         };
         self.note("leave: the static depth is known");
