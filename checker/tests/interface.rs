@@ -1,7 +1,7 @@
 //! What callers rely on: layout validation, scratch, summary, instruction starts, the note.
 
 use cordon_checker::layout::{DEPTH_LIMIT, Forget, MEMORY_END, Region, RegionKind, SET_SLOTS, Slot, SubTable, USER_TABLE, Words};
-use cordon_checker::note::{Note, NoteSpec};
+use cordon_checker::note::{MAGIC, Note, NoteError, NoteSpec, VERSION};
 use cordon_checker::{
     Features, Layout, LayoutError, Mode, Policy, Protect, REGION_LIMIT, Rule, State, TABLE_LIMIT, TEXT_LIMIT, check, describe,
     is_start, policy::Host, sample, starts, state_at,
@@ -161,6 +161,31 @@ fn a_note_only_narrows_the_policy() {
     assert_eq!(accept(&claims, &Policy::USER), Err(LayoutError::Features));
     let swapped = NoteSpec { imports: vec![(2, "one".into()), (1, "two".into())], ..sample::user() };
     assert_eq!(accept(&swapped, &Policy::USER), Err(LayoutError::ImportSlot));
+}
+
+#[test]
+fn a_note_of_another_format_is_refused() {
+    let with = |word: usize, value: u32| {
+        let mut bytes = sample::user().to_bytes();
+        bytes[4 * word..][..4].copy_from_slice(&value.to_le_bytes());
+        Note::parse(&bytes).map(|note| note.flags)
+    };
+    assert_eq!(with(0, MAGIC), Ok(0));
+    assert_eq!(with(0, MAGIC + 1), Err(NoteError::Magic));
+    assert_eq!(with(1, VERSION + 1), Err(NoteError::Version));
+    assert_eq!(with(2, 16), Err(NoteError::Version), "an unknown flag");
+    assert_eq!(with(2, 15), Ok(15));
+    assert_eq!(with(12, u32::MAX), Err(NoteError::Truncated));
+    assert_eq!(Note::parse(&[]).map(|note| note.flags), Err(NoteError::Truncated));
+}
+
+#[test]
+fn extensions_that_nobody_knows_are_refused_in_both_halves() {
+    for bit in [30, 31, 32, 63] {
+        let bytes = NoteSpec { features: 1 << bit, ..sample::user() }.to_bytes();
+        let note = Note::parse(&bytes).expect("parses");
+        assert_eq!((note.features, note.validate(&Policy::USER)), (1 << bit, Err(LayoutError::Features)));
+    }
 }
 
 #[test]
