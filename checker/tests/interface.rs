@@ -341,6 +341,14 @@ fn note_with(change: impl FnOnce(&mut [u32])) -> Result<(), LayoutError> {
 }
 
 #[test]
+fn a_note_names_entries_and_imports() {
+    let bytes = NoteSpec { entries: vec![(0, "first".into()), (4, "second".into())], ..sample::user() }.to_bytes();
+    let note = Note::parse(&bytes).expect("parses");
+    assert_eq!([0, 1, 2].map(|index| note.entry_name(index)), [Ok("first"), Ok("second"), Err(NoteError::Name)]);
+    assert_eq!([0, 1, 2].map(|index| note.import(index)), [Ok((1, "one")), Ok((2, "two")), Err(NoteError::Name)]);
+}
+
+#[test]
 fn names_share_no_bytes() {
     // Header, two regions, three slots, a sub-table, two entries; then the names of entries, the imports.
     let first = 20 + 2 * 3 + 3 + 7 + 2;
