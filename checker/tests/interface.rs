@@ -180,6 +180,20 @@ fn a_note_of_another_format_is_refused() {
 }
 
 #[test]
+fn default_policies_allow_these_extensions() {
+    let allowed = |policy: Policy| -> Vec<&str> {
+        Features::NAMES.iter().filter(|(feature, _)| policy.features.contains(*feature)).map(|(_, name)| *name).collect()
+    };
+    assert_eq!(allowed(Policy::KERNEL), ["popcnt", "bmi1", "bmi2", "lzcnt", "adx", "movbe", "prefetchw"]);
+    assert_eq!(Policy::KERNEL.features.0.count_ones(), 7);
+    let all_but_sse4a: Vec<&str> = Features::NAMES.iter().map(|(_, name)| *name).filter(|name| *name != "sse4a").collect();
+    assert_eq!(allowed(Policy::USER), all_but_sse4a);
+    assert_eq!(Policy::USER.features.0, 0x1fff_ffff);
+    assert_eq!(Features(5).with(Features(6)), Features(7));
+    assert!(Features(7).contains(Features(5)) && !Features(5).contains(Features(7)));
+}
+
+#[test]
 fn extensions_that_nobody_knows_are_refused_in_both_halves() {
     for bit in [30, 31, 32, 63] {
         let bytes = NoteSpec { features: 1 << bit, ..sample::user() }.to_bytes();
