@@ -261,9 +261,30 @@ fn every_rule_has_its_number_and_text() {
 }
 
 #[test]
+fn a_reject_says_where_and_why() {
+    let reject = sample::judge(&[0x50, 0xc3], &Policy::USER, &sample::user()).expect_err("depth 8 at ret");
+    assert_eq!(reject.to_string(), "offset 0x1: R12 returns at a depth other than 0");
+    assert_eq!((reject.rule.to_string().as_str(), reject.rule.name()), (reject.rule.text(), "RetDepth"));
+}
+
+#[test]
+fn regions_have_one_of_five_kinds() {
+    use RegionKind::{Argument, Data, Heap, Rodata, Stack};
+    for (number, kind) in [Rodata, Data, Argument, Heap, Stack].into_iter().enumerate() {
+        let words = [0x1_0000, 0x1_1000, number as u32].map(u32::to_le_bytes).concat();
+        let layout = Layout { regions: Words::new(&words), ..Layout::default() };
+        assert_eq!(layout.region(0), Some(Region { start: 0x1_0000, end: 0x1_1000, kind }));
+        assert_eq!(layout.region(1), None);
+    }
+    let words = [0x1_0000, 0x1_1000, 5].map(u32::to_le_bytes).concat();
+    assert_eq!(Layout { regions: Words::new(&words), ..Layout::default() }.region(0), None);
+}
+
+#[test]
 fn describe_reports_truncation() {
     assert_eq!(describe(&[0xb8, 0, 0], Host::User), Err(Rule::Truncated));
     assert_eq!(describe(&[], Host::User).map(|d| d.len), Err(Rule::Truncated));
+    assert_eq!(describe(&[0xb8, 0, 0, 0, 0], Host::User).map(|d| d.len), Ok(5));
 }
 
 /// `pushes` pushes, `adds` times `add $8,%rsp`, then pops back to depth 0 and `ret`.
