@@ -287,6 +287,26 @@ fn describe_reports_truncation() {
     assert_eq!(describe(&[0xb8, 0, 0, 0, 0], Host::User).map(|d| d.len), Ok(5));
 }
 
+#[test]
+fn describe_tells_sizes_and_writes() {
+    let described = |bytes: &[u8]| describe(bytes, Host::User).expect("accepted");
+    // mov %gs:(%eax) of three sizes; vmovddup of both lengths.
+    let loads: [(&[u8], u8); 5] = [
+        (&[0x65, 0x67, 0x66, 0x8b, 0x00], 2),
+        (&[0x65, 0x67, 0x8b, 0x00], 4),
+        (&[0x65, 0x67, 0x48, 0x8b, 0x00], 8),
+        (&[0x65, 0x67, 0xc5, 0xfb, 0x12, 0x00], 8),
+        (&[0x65, 0x67, 0xc5, 0xff, 0x12, 0x00], 32),
+    ];
+    for (bytes, expected) in loads {
+        assert_eq!(described(bytes).memory.map(|memory| memory.bytes), Some(expected), "{bytes:02x?}");
+    }
+    // sub, add and lea to rsp.
+    for bytes in [&[0x48, 0x83, 0xec, 0x08][..], &[0x48, 0x83, 0xc4, 0x08], &[0x48, 0x8d, 0x64, 0x24, 0x08]] {
+        assert_eq!(described(bytes).gpr_writes, 1 << 4, "{bytes:02x?}");
+    }
+}
+
 /// `pushes` pushes, `adds` times `add $8,%rsp`, then pops back to depth 0 and `ret`.
 fn tower(pushes: usize, adds: usize) -> Vec<u8> {
     let mut text = vec![0x50; pushes];
