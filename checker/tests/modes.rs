@@ -337,3 +337,18 @@ fn facts_tell_what_they_were_made_of() {
     assert_eq!((all.small(), all.low(), all.near()), (1 << 7, 1 << 7, 1 << 7 | 1 << 6));
     assert_eq!(all.checked(6).low(), 1 << 7 | 1 << 6);
 }
+
+#[test]
+fn track_judges_and_learns_as_the_checker_does() {
+    let matched = Mode { matched: true, ..Mode::default() };
+    let known = facts([Level::Low, Level::Any]);
+    // mov %gs:(%edi),%eax
+    let load = [0x65, 0x67, 0x8b, 0x07];
+    let allowed = |mode: Mode, facts: Facts| track(&load, Host::User, mode, facts, 8).expect("accepted").allowed;
+    assert!(allowed(matched, known) && !allowed(matched, Facts::NONE) && allowed(Mode::default(), Facts::NONE));
+    assert!(!allowed(matched, facts([Level::Any, Level::Low])));
+    // CHECK of rdi, then something that names no memory.
+    let check = [0x48, 0x81, 0xff, 0xff, 0xff, 0xff, 0x7f, 0x77, 0];
+    assert_eq!(track(&check, Host::User, matched, Facts::NONE, 8).expect("accepted").after, Facts::at_label(1 << 7));
+    assert!(track(&[0xf8], Host::User, matched, Facts::NONE, 8).expect("accepted").allowed);
+}
