@@ -108,17 +108,21 @@ pub fn counted(nodes: &[Node], arguments: i32, insn: &Instruction, state: &State
 }
 
 impl Planner<'_> {
-    /// The register that `insn` of `node` counts down from, if that is where allocations began, and the code that gives `to` the place where they
-    /// begin here.
-    pub(crate) fn counted_from(&mut self, node: &Node, insn: &Instruction, to: Register) -> Planned<Option<(Register, Vec<u8>)>> {
+    /// The register that `insn` of `node` counts down from, if that is where allocations began.
+    pub(crate) fn counted_from(&self, node: &Node, insn: &Instruction) -> Planned<Option<Register>> {
         let Some(Counted::Allocated(copy, by)) = counted(&self.body.nodes, self.body.dynamic_arguments, insn, &node.state) else {
             return Ok(None);
         };
         if !self.body.arena_bases.contains(&self.body.nodes[by as usize].key) {
             return Err(("unknown-stack-pointer", format!("`{insn}` counts from the stack pointer as it was before `alloca`")));
         }
+        Ok(Some(copy))
+    }
+
+    /// The code that gives `to` the place where allocations began here.
+    pub(crate) fn begin_of_allocations(&mut self, to: Register) -> Planned<Vec<u8>> {
         self.note("what was allocated first: below the arena word that the frame keeps");
-        Ok(Some((copy, ok(encode::load(encode::narrow(to), Register::RSP, self.saved()))?)))
+        ok(encode::load(encode::narrow(to), Register::RSP, self.saved()))
     }
 
     fn word(&self) -> i32 {

@@ -29,7 +29,8 @@ pub struct Mutant {
 }
 
 /// No-ops that the checker accepts, `length` bytes of them.
-fn no_ops(mut length: usize) -> Vec<u8> {
+#[must_use]
+pub fn no_ops(mut length: usize) -> Vec<u8> {
     const ALL: [&[u8]; 7] = [
         &[0x90],
         &[0x66, 0x90],

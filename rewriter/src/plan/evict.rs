@@ -35,7 +35,7 @@ impl Planner<'_> {
             Flow::Next(to) => {
                 let to = *to;
                 // Where memory to allocate is computed the arena takes the place of the operand's old value.
-                let arena = self.body.arena_bases.contains(&node.key) || self.counted_from(node, &node.insn, COUNT)?.is_some();
+                let arena = self.body.arena_bases.contains(&node.key) || self.counted_from(node, &node.insn)?.is_some();
                 let direct = || direct(self.env, evicted, node, slot, self.live.after[id as usize].flags);
                 match if arena { None } else { direct() } {
                     Some(bytes) => self.bytes(bytes),

@@ -157,13 +157,14 @@ impl Planner<'_> {
         if self.touches_return_address(node) {
             return Err(("reads-return-address", format!("`{}` accesses its own return address", node.insn)));
         }
-        if base.is_gpr64() && index.is_gpr64() {
+        if base.is_gpr64()
+            && index.is_gpr64()
+            && let Some(copy) = self.counted_from(node, &node.insn)?
+        {
             let taken: Vec<Register> = borrow.0.iter().map(|(b, _)| b.register).collect();
             let scratch = self.borrow(id, insn, &taken);
-            if let Some((copy, begin)) = self.counted_from(node, &node.insn, scratch.register)? {
-                borrow.0.push((scratch, begin));
-                (base, index) = (scratch.register, if copy == base { index } else { base });
-            }
+            borrow.0.push((scratch, self.begin_of_allocations(scratch.register)?));
+            (base, index) = (scratch.register, if copy == base { index } else { base });
         }
         if base.full_register() == Register::RSP && base != Register::None {
             if node.state.dynamic {
@@ -291,8 +292,9 @@ impl Planner<'_> {
         if base.full_register() == Register::RSP && base != Register::None {
             return self.lea_of_stack(id, node, index.full_register(), scale, disp);
         }
-        let scratch = self.borrow(id, insn, &[]);
-        if let Some((copy, begin)) = self.counted_from(node, insn, scratch.register)? {
+        if let Some(copy) = self.counted_from(node, insn)? {
+            let scratch = self.borrow(id, insn, &[]);
+            let begin = self.begin_of_allocations(scratch.register)?;
             self.keep(scratch, 0)?;
             self.bytes(begin);
             let other = if copy == base { index } else { base };

@@ -245,9 +245,8 @@ impl<'a> Planner<'a> {
             let bytes = ok(encode::load(encode::narrow(base), Register::None, word))?;
             self.bytes(bytes);
         }
-        if insn.memory_base() == Register::None
-            && let Some((_, begin)) = self.counted_from(node, &node.insn, insn.op0_register())?
-        {
+        if insn.memory_base() == Register::None && self.counted_from(node, &node.insn)?.is_some() {
+            let begin = self.begin_of_allocations(insn.op0_register())?;
             self.bytes(begin);
         }
         if self.stack_pointer_operand(id, node, &mut insn, &mut borrowed)? {
