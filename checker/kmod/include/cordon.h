@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /* What /dev/cordon and the file descriptors of inserted handlers understand.
  *
- * CORDON_INSERT on /dev/cordon gives a new descriptor; the handler lives as long as it is open. On that descriptor:
- * CORDON_RUN calls an entry; pread, pwrite and mmap work on window memory, file offset = window offset. */
+ * CORDON_INSERT on /dev/cordon gives a new descriptor; the handler lives as long as it is open, or until CORDON_REMOVE if it is pinned. On that
+ * descriptor: CORDON_RUN calls an entry; pread, pwrite and mmap work on window memory, file offset = window offset. */
 #ifndef CORDON_H
 #define CORDON_H
 
@@ -23,6 +23,7 @@ enum cordon_verdict {
 	CORDON_NOT_METERED = 7,	 /* metered text was asked for */
 	CORDON_INIT_STOPPED = 8, /* its constructors were stopped; .run tells */
 	CORDON_NO_CPU = 9,	 /* uses what this CPU lacks; .offset = feature bit */
+	CORDON_OVER_QUOTA = 10,	 /* more than an unprivileged user may have */
 };
 
 /* What stopped a call (cordon_run.kind); 0 = nothing, it returned. */
@@ -81,6 +82,7 @@ struct cordon_insert {
 	/* in */
 	__u64 image; /* address and length of the image file */
 	__u64 length;
+	char name[CORDON_NAME_BYTES]; /* for lists, at will */
 	__u32 flags;	/* CORDON_DEMAND_METERED */
 	/* out */
 	__u32 verdict;	/* enum cordon_verdict */
@@ -135,8 +137,9 @@ struct cordon_attach {
 };
 
 struct cordon_event_stats {
-	__u32 number; /* in */
-	__u32 reserved;
+	__u32 number; /* in; out with CORDON_OR_ABOVE */
+	__u32 flags;  /* in */
+	struct cordon_attach attach;
 	__u64 fired;
 	__u64 returned;
 	__u64 stopped;
@@ -145,6 +148,27 @@ struct cordon_event_stats {
 	struct cordon_run last; /* the last call that was stopped */
 };
 
+/* The event of that number, or if there is none the next one. */
+#define CORDON_OR_ABOVE 1u
+
+/* A handler in a list. Without CAP_SYS_MODULE one sees the unprivileged ones of one's own. */
+struct cordon_about {
+	__u32 id; /* in, CORDON_NEXT: the least one wanted; out */
+	__u32 flags;
+	__u32 uid; /* who inserted it */
+	__u32 pid;
+	char process[16];
+	char name[CORDON_NAME_BYTES];
+	__u32 events; /* attached */
+	__u32 reserved;
+	struct cordon_stats stats;
+};
+
+/* cordon_about.flags */
+#define CORDON_PINNED 1u	/* lives without descriptors */
+#define CORDON_ENDED 2u		/* removed; descriptors still hold its memory */
+#define CORDON_UNPRIVILEGED 4u	/* inserted under the tighter limits */
+
 #define CORDON_INSERT _IOWR('K', 0xc0, struct cordon_insert)
 #define CORDON_TOTALS _IOR('K', 0xc1, struct cordon_totals)
 #define CORDON_RUN _IOWR('K', 0xc2, struct cordon_run)
@@ -152,5 +176,13 @@ struct cordon_event_stats {
 #define CORDON_ATTACH _IOW('K', 0xc4, struct cordon_attach)
 #define CORDON_DETACH _IOW('K', 0xc5, __u32)
 #define CORDON_EVENT _IOWR('K', 0xc6, struct cordon_event_stats)
+/* On the device: a list, ENOENT behind its end; a descriptor of a listed handler; its end, events first. */
+#define CORDON_NEXT _IOWR('K', 0xd0, struct cordon_about)
+#define CORDON_OPEN _IOW('K', 0xd1, __u32)
+#define CORDON_REMOVE _IOW('K', 0xd2, __u32)
+/* On a handler's descriptor. A pinned handler holds the module. */
+#define CORDON_ABOUT _IOR('K', 0xd3, struct cordon_about)
+#define CORDON_PIN _IO('K', 0xd4)
+#define CORDON_UNPIN _IO('K', 0xd5)
 
 #endif

@@ -233,7 +233,7 @@ int cordon_event_attach(struct cordon_handler *handler, const struct cordon_atta
 	entry = cordon_rs_entry(handler->note, handler->image.note_length, wanted->entry, strnlen(wanted->entry, sizeof(wanted->entry)));
 	event->entry = entry;
 	mutex_lock(&handler->events_lock);
-	failed = entry < 0 ? -ENOENT : attach(event);
+	failed = handler->ended ? -ENODEV : entry < 0 ? -ENOENT : attach(event);
 	if (failed) {
 		if (wanted->kind == CORDON_NETFILTER && event->net)
 			put_net(event->net);
@@ -247,12 +247,13 @@ int cordon_event_attach(struct cordon_handler *handler, const struct cordon_atta
 	return failed;
 }
 
-static struct cordon_event *find(struct cordon_handler *handler, u32 number)
+/* Numbers ascend in the list. */
+static struct cordon_event *find(struct cordon_handler *handler, u32 number, bool or_above)
 {
 	struct cordon_event *event;
 
 	list_for_each_entry(event, &handler->events, list)
-		if (event->number == number)
+		if (event->number == number || (or_above && event->number > number))
 			return event;
 	return NULL;
 }
@@ -262,7 +263,7 @@ int cordon_event_detach(struct cordon_handler *handler, u32 number)
 	struct cordon_event *event;
 
 	mutex_lock(&handler->events_lock);
-	event = find(handler, number);
+	event = find(handler, number, false);
 	if (event) {
 		list_del(&event->list);
 		detach(event);
@@ -278,8 +279,10 @@ int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats 
 	unsigned long flags;
 
 	mutex_lock(&handler->events_lock);
-	event = find(handler, stats->number);
+	event = find(handler, stats->number, stats->flags & CORDON_OR_ABOVE);
 	if (event) {
+		stats->number = event->number;
+		stats->attach = event->attach;
 		stats->fired = atomic64_read(&event->fired);
 		stats->returned = atomic64_read(&event->returned);
 		stats->stopped = atomic64_read(&event->stopped);
@@ -291,6 +294,18 @@ int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats 
 	}
 	mutex_unlock(&handler->events_lock);
 	return event ? 0 : -ENOENT;
+}
+
+u32 cordon_events_count(struct cordon_handler *handler)
+{
+	struct cordon_event *event;
+	u32 count = 0;
+
+	mutex_lock(&handler->events_lock);
+	list_for_each_entry(event, &handler->events, list)
+		count++;
+	mutex_unlock(&handler->events_lock);
+	return count;
 }
 
 void cordon_events_detach(struct cordon_handler *handler)

@@ -4,12 +4,15 @@
 #define CORDON_INTERNAL_H
 
 #include <linux/atomic.h>
+#include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
+#include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
+#include <linux/uidgid.h>
 #include <linux/vmalloc.h>
 #include "../include/cordon.h"
 #include "context.h"
@@ -35,6 +38,14 @@ struct cordon_memory {
 
 struct cordon_handler {
 	struct list_head list; /* ascending by text; under cordon_lock */
+	/* registry.c */
+	struct kref users; /* descriptors, the pin, whoever looks at it */
+	u32 id;		   /* 0 = none yet */
+	bool ended, pinned, unprivileged;
+	kuid_t owner;
+	u32 pid;
+	char process[TASK_COMM_LEN];
+	char name[CORDON_NAME_BYTES];
 	struct cordon_image image;
 	u8 *note;
 	/* arena.c */
@@ -62,6 +73,19 @@ struct cordon_handler {
 extern struct mutex cordon_lock; /* handlers, arena, exception table */
 extern struct list_head cordon_handlers;
 extern u64 cordon_arena_pages_used, cordon_window_pages_used, cordon_table_entries_used;
+
+/* main.c */
+void cordon_destroy(struct cordon_handler *handler);
+
+/* registry.c */
+int cordon_register(struct cordon_handler *handler);
+void cordon_put(struct cordon_handler *handler);
+struct cordon_handler *cordon_get(u32 id, bool or_above);
+int cordon_pin(struct cordon_handler *handler);
+void cordon_unpin(struct cordon_handler *handler);
+void cordon_end(struct cordon_handler *handler);
+void cordon_tell(struct cordon_handler *handler, struct cordon_about *about);
+void cordon_count(struct cordon_handler *handler, struct cordon_stats *stats);
 
 /* symbols.c */
 int cordon_symbols_find(void);
@@ -114,5 +138,6 @@ int cordon_event_attach(struct cordon_handler *handler, const struct cordon_atta
 int cordon_event_detach(struct cordon_handler *handler, u32 number);
 int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats *stats);
 void cordon_events_detach(struct cordon_handler *handler);
+u32 cordon_events_count(struct cordon_handler *handler);
 
 #endif

@@ -157,7 +157,8 @@ static int initialise(struct cordon_handler *handler, struct cordon_insert *inse
 	return failed;
 }
 
-static void remove(struct cordon_handler *handler)
+/* Nobody holds it any more. */
+void cordon_destroy(struct cordon_handler *handler)
 {
 	cordon_events_detach(handler);
 	mutex_lock(&cordon_lock);
@@ -168,7 +169,7 @@ static void remove(struct cordon_handler *handler)
 
 static int handler_release(struct inode *inode, struct file *file)
 {
-	remove(file->private_data);
+	cordon_put(file->private_data);
 	return 0;
 }
 
@@ -180,6 +181,10 @@ static long handler_run(struct cordon_handler *handler, void __user *argument)
 
 	if (IS_ERR(run))
 		return PTR_ERR(run);
+	if (READ_ONCE(handler->ended)) {
+		kfree(run);
+		return -ENODEV;
+	}
 	entry = cordon_rs_entry(handler->note, handler->image.note_length, run->entry, strnlen(run->entry, sizeof(run->entry)));
 	result = entry < 0 ? -ENOENT : cordon_run(handler, entry, run);
 	if (!result && copy_to_user(argument, run, sizeof(*run)))
@@ -214,6 +219,14 @@ static long handler_event(struct cordon_handler *handler, void __user *argument)
 	return result;
 }
 
+static long handler_about(struct cordon_handler *handler, void __user *argument)
+{
+	struct cordon_about about;
+
+	cordon_tell(handler, &about);
+	return copy_to_user(argument, &about, sizeof(about)) ? -EFAULT : 0;
+}
+
 static long handler_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct cordon_handler *handler = file->private_data;
@@ -229,16 +242,15 @@ static long handler_ioctl(struct file *file, unsigned int command, unsigned long
 		return get_user(number, (u32 __user *)argument) ?: cordon_event_detach(handler, number);
 	case CORDON_EVENT:
 		return handler_event(handler, (void __user *)argument);
+	case CORDON_ABOUT:
+		return handler_about(handler, (void __user *)argument);
+	case CORDON_PIN:
+		return cordon_pin(handler);
+	case CORDON_UNPIN:
+		cordon_unpin(handler);
+		return 0;
 	case CORDON_STATS:
-		stats = (struct cordon_stats){
-			.calls = atomic64_read(&handler->calls),
-			.returned = atomic64_read(&handler->returned),
-			.stopped = atomic64_read(&handler->stopped),
-			.busy = atomic64_read(&handler->missed),
-			.refused = atomic64_read(&handler->refused),
-			.pages = handler->window_pages,
-			.text_bytes = handler->image.text_length,
-		};
+		cordon_count(handler, &stats);
 		return copy_to_user((void __user *)argument, &stats, sizeof(stats)) ? -EFAULT : 0;
 	}
 	return -ENOTTY;
@@ -316,7 +328,7 @@ static const struct file_operations handler_operations = {
 	.llseek = default_llseek,
 };
 
-/* A descriptor that owns the handler. */
+/* A descriptor, which takes over what holds the handler; on failure the caller keeps that. */
 static int publish(struct cordon_handler *handler)
 {
 	struct file *file;
@@ -341,6 +353,7 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 
 	if (!handler)
 		return -ENOMEM;
+	kref_init(&handler->users);
 	INIT_LIST_HEAD(&handler->list);
 	raw_spin_lock_init(&handler->busy);
 	mutex_init(&handler->events_lock);
@@ -355,11 +368,14 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 	mutex_unlock(&cordon_lock);
 	if (result)
 		return result;
+	strscpy(handler->name, insert->name, sizeof(handler->name));
 	result = initialise(handler, insert);
+	if (!result)
+		result = cordon_register(handler);
 	if (!result)
 		result = publish(handler);
 	if (result < 0)
-		remove(handler);
+		cordon_put(handler);
 	return result;
 }
 
@@ -375,6 +391,7 @@ static long insert(struct cordon_insert __user *argument)
 	if (IS_ERR(insert))
 		return PTR_ERR(insert);
 	insert->verdict = insert->rule = insert->offset = 0;
+	insert->name[sizeof(insert->name) - 1] = 0;
 	if (insert->flags & ~CORDON_DEMAND_METERED || !insert->length)
 		result = -EINVAL;
 	else if (insert->length > IMAGE_LIMIT)
@@ -391,6 +408,45 @@ static long insert(struct cordon_insert __user *argument)
 	return result;
 }
 
+/* The first of the caller's handlers whose number is as great as the given one. */
+static long next_handler(struct cordon_about __user *argument)
+{
+	struct cordon_handler *handler;
+	struct cordon_about about;
+	u32 id;
+
+	if (get_user(id, &argument->id))
+		return -EFAULT;
+	handler = cordon_get(id, true);
+	if (!handler)
+		return -ENOENT;
+	cordon_tell(handler, &about);
+	cordon_put(handler);
+	return copy_to_user(argument, &about, sizeof(about)) ? -EFAULT : 0;
+}
+
+/* A descriptor of a handler, or its end. */
+static long open_or_remove(u32 __user *argument, bool open)
+{
+	struct cordon_handler *handler;
+	long result = 0;
+	u32 id;
+
+	if (get_user(id, argument))
+		return -EFAULT;
+	handler = cordon_get(id, false);
+	if (!handler)
+		return -ENOENT;
+	if (open)
+		result = publish(handler);
+	else
+		cordon_end(handler);
+	/* A new descriptor takes over what holds the handler here. */
+	if (!open || result < 0)
+		cordon_put(handler);
+	return result;
+}
+
 static long device_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct cordon_totals totals = {};
@@ -402,6 +458,11 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 	switch (command) {
 	case CORDON_INSERT:
 		return insert((struct cordon_insert __user *)argument);
+	case CORDON_NEXT:
+		return next_handler((struct cordon_about __user *)argument);
+	case CORDON_OPEN:
+	case CORDON_REMOVE:
+		return open_or_remove((u32 __user *)argument, command == CORDON_OPEN);
 	case CORDON_TOTALS:
 		mutex_lock(&cordon_lock);
 		list_for_each_entry(handler, &cordon_handlers, list)
@@ -454,7 +515,7 @@ stacks:
 	return failed;
 }
 
-/* Descriptors of handlers hold the module, so none is left. */
+/* Descriptors and pins of handlers hold the module, so no handler is left. */
 static void __exit cordon_exit(void)
 {
 	misc_deregister(&device);

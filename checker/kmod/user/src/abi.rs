@@ -43,6 +43,7 @@ codes! {
         NOT_METERED = 7, "not metered";
         INIT_STOPPED = 8, "constructors were stopped";
         NO_CPU = 9, "uses instructions that this processor lacks";
+        OVER_QUOTA = 10, "more than an unprivileged user may have";
     }
 }
 
@@ -131,12 +132,29 @@ impl Default for Run {
     }
 }
 
+/// A name with its NUL; one that is too long is cut.
+fn cut(text: &str) -> [u8; NAME_BYTES] {
+    let mut bytes = [0; NAME_BYTES];
+    let length = text.floor_char_boundary(NAME_BYTES - 1);
+    bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+    bytes
+}
+
+/// The text in front of the first NUL; what is no UTF-8 becomes U+FFFD.
+#[must_use]
+pub fn text_of(bytes: &[u8]) -> String {
+    let length = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
+}
+
 /// `struct cordon_insert`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[repr(C)]
 pub struct Insert {
     pub image: u64,
     pub length: u64,
+    /// For lists.
+    pub name: [u8; NAME_BYTES],
     pub flags: u32,
     /// See [`verdict`].
     pub verdict: u32,
@@ -147,6 +165,26 @@ pub struct Insert {
     pub max_depth: u32,
     pub features: u64,
     pub run: Run,
+}
+
+impl Insert {
+    /// Nothing yet but a name for lists.
+    #[must_use]
+    pub fn named(name: &str) -> Insert {
+        Insert {
+            image: 0,
+            length: 0,
+            name: cut(name),
+            flags: 0,
+            verdict: 0,
+            rule: 0,
+            offset: 0,
+            instructions: 0,
+            max_depth: 0,
+            features: 0,
+            run: Run::default(),
+        }
+    }
 }
 
 /// `struct cordon_stats`.
@@ -198,16 +236,57 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// `entry` for events of `kind` called `name`; names that are too long are cut, and then nobody's.
+    /// `entry` for events of `kind` called `name`; names that are too long are cut.
     #[must_use]
     pub fn new(kind: u32, name: &str, entry: &str) -> Attach {
-        let cut = |text: &str| {
-            let mut bytes = [0; NAME_BYTES];
-            let length = text.len().min(NAME_BYTES);
-            bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
-            bytes
-        };
         Attach { kind, hook: 0, period_ns: 0, time_limit_ns: 0, fuel: 0, name: cut(name), entry: cut(entry) }
+    }
+}
+
+impl Default for Attach {
+    fn default() -> Attach {
+        Attach::new(0, "", "")
+    }
+}
+
+/// Flag of [`EventStats`]: the event of that number, or the next one.
+pub const OR_ABOVE: u32 = 1;
+
+/// Flags of [`About`].
+pub const PINNED: u32 = 1;
+pub const ENDED: u32 = 2;
+pub const UNPRIVILEGED: u32 = 4;
+
+/// `struct cordon_about`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct About {
+    pub id: u32,
+    pub flags: u32,
+    pub uid: u32,
+    pub pid: u32,
+    pub process: [u8; 16],
+    pub name: [u8; NAME_BYTES],
+    pub events: u32,
+    pub reserved: u32,
+    pub stats: Stats,
+}
+
+impl About {
+    /// Nothing yet but the number.
+    #[must_use]
+    pub fn of(id: u32) -> About {
+        About {
+            id,
+            flags: 0,
+            uid: 0,
+            pid: 0,
+            process: [0; 16],
+            name: [0; NAME_BYTES],
+            events: 0,
+            reserved: 0,
+            stats: Stats::default(),
+        }
     }
 }
 
@@ -216,7 +295,9 @@ impl Attach {
 #[repr(C)]
 pub struct EventStats {
     pub number: u32,
-    pub reserved: u32,
+    pub flags: u32,
+    /// What it is.
+    pub attach: Attach,
     pub fired: u64,
     pub returned: u64,
     pub stopped: u64,
@@ -228,7 +309,12 @@ pub struct EventStats {
 
 /// `_IOC` of asm-generic/ioctl.h: direction (2 read, 1 write), type 'K', number, size.
 const fn command<T>(direction: u64, number: u64) -> u64 {
-    direction << 30 | (size_of::<T>() as u64) << 16 | (b'K' as u64) << 8 | number
+    direction << 30 | (size_of::<T>() as u64) << 16 | plain(number)
+}
+
+/// The same without a direction or size.
+const fn plain(number: u64) -> u64 {
+    (b'K' as u64) << 8 | number
 }
 
 pub const INSERT: u64 = command::<Insert>(3, 0xc0);
@@ -238,3 +324,9 @@ pub const STATS: u64 = command::<Stats>(2, 0xc3);
 pub const ATTACH: u64 = command::<Attach>(1, 0xc4);
 pub const DETACH: u64 = command::<u32>(1, 0xc5);
 pub const EVENT: u64 = command::<EventStats>(3, 0xc6);
+pub const NEXT: u64 = command::<About>(3, 0xd0);
+pub const OPEN: u64 = command::<u32>(1, 0xd1);
+pub const REMOVE: u64 = command::<u32>(1, 0xd2);
+pub const ABOUT: u64 = command::<About>(2, 0xd3);
+pub const PIN: u64 = plain(0xd4);
+pub const UNPIN: u64 = plain(0xd5);

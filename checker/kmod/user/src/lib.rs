@@ -3,11 +3,15 @@
 //! [`abi`] mirrors `../include/cordon.h`; [`Device`] and [`Handler`] are safe; [`Places`] tells which function a text offset belongs to.
 
 pub mod abi;
+mod event;
+mod interrupt;
 mod places;
 
+pub use event::Event;
+pub use interrupt::Interrupts;
 pub use places::Places;
 
-use abi::{Attach, EventStats, Insert, Run, Stats, Totals};
+use abi::{About, Attach, EventStats, Insert, Run, Stats, Totals};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
@@ -49,7 +53,15 @@ impl Device {
     /// # Errors
     /// [`InsertError`].
     pub fn insert(&self, image: &[u8], flags: u32) -> Result<(Handler, Box<Insert>), InsertError> {
-        let mut insert = Box::new(Insert::default());
+        self.insert_named("", image, flags)
+    }
+
+    /// The same with a name for lists.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn insert_named(&self, name: &str, image: &[u8], flags: u32) -> Result<(Handler, Box<Insert>), InsertError> {
+        let mut insert = Box::new(Insert::named(name));
         (insert.image, insert.length, insert.flags) = (image.as_ptr() as u64, image.len() as u64, flags);
         match ioctl(&self.0, abi::INSERT, &mut *insert) {
             // SAFETY: the module has just made this descriptor for us.
@@ -57,6 +69,41 @@ impl Device {
             Err(_) if insert.verdict != 0 => Err(InsertError::Refused(insert)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The handlers that the caller may see, ascending by number.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn list(&self) -> io::Result<Vec<About>> {
+        let (mut found, mut id) = (Vec::new(), 1);
+        loop {
+            let mut about = About::of(id);
+            match ioctl(&self.0, abi::NEXT, &mut about) {
+                Ok(_) => id = about.id.saturating_add(1),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+                Err(error) => return Err(error),
+            }
+            found.push(about);
+        }
+    }
+
+    /// A descriptor of a handler in the list.
+    ///
+    /// # Errors
+    /// ENOENT if the caller sees none of that number.
+    pub fn handler(&self, id: u32) -> io::Result<Handler> {
+        let fd = ioctl(&self.0, abi::OPEN, &mut { id })?;
+        // SAFETY: the module has just made this descriptor for us.
+        Ok(Handler(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Ends a handler: its events, its pin, its number. Descriptors that others have of it stay, and refuse calls.
+    ///
+    /// # Errors
+    /// ENOENT if the caller sees none of that number.
+    pub fn remove(&self, id: u32) -> io::Result<()> {
+        ioctl(&self.0, abi::REMOVE, &mut { id }).map(drop)
     }
 
     /// What the module holds.
@@ -77,7 +124,8 @@ impl Handler {
     /// Calls the entry that `run` names; what came of it is in `run`.
     ///
     /// # Errors
-    /// ENOENT for an entry that does not exist, EBUSY if the window is in use, as `ioctl(2)` else. Faults are no errors.
+    /// ENOENT for an entry that does not exist, EBUSY if the window is in use, ENODEV if the handler was removed, as `ioctl(2)` else. Faults are
+    /// no errors.
     pub fn run(&self, run: &mut Run) -> io::Result<()> {
         ioctl(&self.0, abi::RUN, run).map(drop)
     }
@@ -131,6 +179,48 @@ impl Handler {
     pub fn event(&self, number: u32) -> io::Result<EventStats> {
         let mut stats = EventStats { number, ..EventStats::default() };
         ioctl(&self.0, abi::EVENT, &mut stats).map(|_| stats)
+    }
+
+    /// Counts of all events, ascending by number.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn events(&self) -> io::Result<Vec<EventStats>> {
+        let (mut found, mut number) = (Vec::new(), 0);
+        loop {
+            let mut stats = EventStats { number, flags: abi::OR_ABOVE, ..EventStats::default() };
+            match ioctl(&self.0, abi::EVENT, &mut stats) {
+                Ok(_) => number = stats.number.saturating_add(1),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+                Err(error) => return Err(error),
+            }
+            found.push(stats);
+        }
+    }
+
+    /// What the list says of it.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn about(&self) -> io::Result<About> {
+        let mut about = About::of(0);
+        ioctl(&self.0, abi::ABOUT, &mut about).map(|_| about)
+    }
+
+    /// Lets the handler outlive its descriptors, until it is unpinned or removed; the module does not unload before.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_MODULE, ENODEV if it was removed.
+    pub fn pin(&self) -> io::Result<()> {
+        ioctl(&self.0, abi::PIN, &mut 0_u32).map(drop)
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn unpin(&self) -> io::Result<()> {
+        ioctl(&self.0, abi::UNPIN, &mut 0_u32).map(drop)
     }
 
     /// The descriptor, for `mmap`: file offset = window offset.

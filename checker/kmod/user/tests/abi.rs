@@ -1,6 +1,6 @@
 //! The Rust structures are those of the C header.
 
-use cordon_kernel::abi::{self, Attach, EventStats, Insert, Run, Stats, Totals};
+use cordon_kernel::abi::{self, About, Attach, EventStats, Insert, Run, Stats, Totals};
 use std::mem::offset_of;
 use std::process::Command;
 
@@ -20,13 +20,16 @@ fn structures_and_commands_are_those_of_the_header() {
     }
     fields!(Run "cordon_run": entry, args, time_limit_ns, fuel, result, elapsed_ns, fuel_used, kind, flags, text_offset, access_bytes,
         address, window_offset, registers, frames, frame, depth, gate);
-    fields!(Insert "cordon_insert": image, length, flags, verdict, rule, offset, instructions, max_depth, features, run);
+    fields!(Insert "cordon_insert": image, length, name, flags, verdict, rule, offset, instructions, max_depth, features, run);
     fields!(Stats "cordon_stats": calls, returned, stopped, busy, refused, pages, text_bytes);
     fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries);
     check("sizeof(struct cordon_attach)", size_of::<Attach>() as u64);
     check("sizeof(struct cordon_event_stats)", size_of::<EventStats>() as u64);
     fields!(Attach "cordon_attach": kind, hook, period_ns, time_limit_ns, fuel, name, entry);
-    fields!(EventStats "cordon_event_stats": number, fired, returned, stopped, missed, zero, last);
+    fields!(EventStats "cordon_event_stats": number, flags, attach, fired, returned, stopped, missed, zero, last);
+    check("sizeof(struct cordon_about)", size_of::<About>() as u64);
+    fields!(About "cordon_about": id, flags, uid, pid, process, name, events, stats);
+    check("CORDON_UNPRIVILEGED", abi::UNPRIVILEGED.into());
     check("CORDON_TIMER", abi::event::TIMER.into());
     let commands = [
         ("CORDON_INSERT", abi::INSERT),
@@ -36,11 +39,17 @@ fn structures_and_commands_are_those_of_the_header() {
         ("CORDON_ATTACH", abi::ATTACH),
         ("CORDON_DETACH", abi::DETACH),
         ("CORDON_EVENT", abi::EVENT),
+        ("CORDON_NEXT", abi::NEXT),
+        ("CORDON_OPEN", abi::OPEN),
+        ("CORDON_REMOVE", abi::REMOVE),
+        ("CORDON_ABOUT", abi::ABOUT),
+        ("CORDON_PIN", abi::PIN),
+        ("CORDON_UNPIN", abi::UNPIN),
     ];
     for (name, value) in commands {
         check(name, value);
     }
-    check("CORDON_NO_CPU", abi::verdict::NO_CPU.into());
+    check("CORDON_OVER_QUOTA", abi::verdict::OVER_QUOTA.into());
     check("CORDON_OTHER", abi::kind::OTHER.into());
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("abi.c");
