@@ -8,6 +8,7 @@ mod demo;
 mod disasm;
 mod host;
 mod inspect;
+mod kernel;
 mod originals;
 mod outcome;
 mod rewrite;
@@ -29,6 +30,7 @@ Runs untrusted native x86-64 code inside a fence that is proved before the code 
   cordon cc        compiles a whole C program and turns it into an image
   cordon check     reads the final bytes of an image once and says yes or no (trusted, dull)
   cordon run       checks an image, gives it a window of memory and calls an entry, or hosts a whole program
+  cordon insert    checks an image in the running kernel and has packets, probes or timers call it (list, stats, remove)
   cordon inspect   shows original and rewritten code side by side
   cordon demo      compiles handlers, fences them, runs them over 100,000 packets, compares with native
 
@@ -61,6 +63,10 @@ enum Command {
     Check(check::Args),
     Run(run::Args),
     Inspect(inspect::Args),
+    Insert(kernel::insert::Args),
+    List(kernel::list::ListArgs),
+    Stats(kernel::list::StatsArgs),
+    Remove(kernel::list::RemoveArgs),
     Demo(demo::Args),
 }
 
@@ -82,6 +88,10 @@ impl Command {
             Command::Check(args) => args.format,
             Command::Run(args) => args.format,
             Command::Inspect(args) => args.format,
+            Command::Insert(args) => args.format,
+            Command::List(args) => args.format,
+            Command::Stats(args) => args.format,
+            Command::Remove(args) => args.format,
             Command::Demo(args) => args.format,
         }
     }
@@ -93,6 +103,10 @@ impl Command {
             Command::Check(args) => check::execute(args),
             Command::Run(args) => run::execute(args),
             Command::Inspect(args) => inspect::execute(args),
+            Command::Insert(args) => kernel::insert::execute(args),
+            Command::List(args) => kernel::list::list(args),
+            Command::Stats(args) => kernel::list::stats(args),
+            Command::Remove(args) => kernel::list::remove(args),
             Command::Demo(args) => demo::execute(args),
         }
     }

@@ -123,7 +123,7 @@ fn parse_share(text: &str) -> Result<Share, String> {
 pub struct TimeLimit(pub Option<Duration>);
 
 /// Parses `none`, or a positive decimal number with the unit `us`, `ms` or `s`.
-fn parse_time_limit(text: &str) -> Result<TimeLimit, String> {
+pub fn parse_time_limit(text: &str) -> Result<TimeLimit, String> {
     if text == "none" {
         return Ok(TimeLimit(None));
     }

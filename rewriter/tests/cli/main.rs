@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod gdb;
 mod inspect;
+mod kernel;
 mod readme;
 mod rewrite;
 mod run;

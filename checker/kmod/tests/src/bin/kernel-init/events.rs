@@ -80,7 +80,7 @@ pub fn probes(device: &Device) -> Result<String> {
 }
 
 /// Brings the loopback interface up.
-fn loopback() -> Result<()> {
+pub fn loopback() -> Result<()> {
     // SAFETY: a zeroed request is valid; the name fits and stays terminated.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
@@ -94,7 +94,7 @@ fn loopback() -> Result<()> {
 }
 
 /// Inserts the filter for a port; gives the offset of its counters as well.
-fn filter(device: &Device, mode: &str, port: u16) -> Result<(Handler, u32)> {
+pub fn filter(device: &Device, mode: &str, port: u16) -> Result<(Handler, u32)> {
     let file = image(&format!("port_filter.{mode}.handler"))?;
     let (handler, _) = device.insert(&file, 0)?;
     let image = Image::read(&file, &Policy::KERNEL).map_err(|e| anyhow::anyhow!("{e:?}"))?;
@@ -103,14 +103,14 @@ fn filter(device: &Device, mode: &str, port: u16) -> Result<(Handler, u32)> {
     Ok((handler, heap))
 }
 
-fn counter(handler: &Handler, heap: u32, index: u32) -> Result<u64> {
+pub fn counter(handler: &Handler, heap: u32, index: u32) -> Result<u64> {
     let mut bytes = [0; 8];
     handler.read(heap + 8 * index, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
 /// Sends `times` packets to a port and counts those that arrive.
-fn exchange(port: u16, times: u32) -> Result<u32> {
+pub fn exchange(port: u16, times: u32) -> Result<u32> {
     let receiver = UdpSocket::bind(("127.0.0.1", port))?;
     let sender = UdpSocket::bind("127.0.0.1:0")?;
     receiver.set_nonblocking(true)?;

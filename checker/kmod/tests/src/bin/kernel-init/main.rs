@@ -1,6 +1,7 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
 mod events;
+mod tool;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cordon_checker::Policy;
@@ -437,8 +438,19 @@ fn log() -> String {
 }
 
 fn log_is_clean() -> Result<String> {
-    const BAD: &[&str] =
-        &["BUG", "WARNING", "Oops", "Call Trace", "general protection", "lockup", "stall", "Poison overwritten", "bad pte"];
+    const BAD: &[&str] = &[
+        "BUG",
+        "WARNING",
+        "Oops",
+        "Call Trace",
+        "general protection",
+        "lockup",
+        "stall",
+        "Poison overwritten",
+        "bad pte",
+        "Redzone",
+        "KFENCE",
+    ];
     let log = log();
     ensure!(!log.is_empty(), "no log");
     let bad: Vec<&str> = log.lines().filter(|line| BAD.iter().any(|word| line.contains(word))).collect();
@@ -466,6 +478,10 @@ const TESTS: &[Test] = &[
     ("kprobes and tracepoints call", events::probes),
     ("packets are filtered", events::packets),
     ("cycles under traffic", events::cycles_under_traffic),
+    ("the command pins and removes", tool::pinned),
+    ("the command holds a handler", tool::held),
+    ("the command says what is wrong", tool::refusals),
+    ("handlers have numbers", tool::numbers),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
@@ -506,6 +522,8 @@ fn run() -> (u32, u32) {
 }
 
 fn main() {
+    // What the firmware printed does not end its line.
+    println!();
     let (passed, failed) = run();
     println!("cordon kernel tests: {passed} passed, {failed} failed");
     // SAFETY: ends the virtual machine; with -no-reboot QEMU ends as well.
