@@ -68,6 +68,12 @@ static size_t trap_offset(const struct cordon_handler *handler)
 	return ALIGN(handler->image.text_length, 16);
 }
 
+/* What a text of `length` bytes takes of the arena, with its trap and stubs. */
+u64 cordon_text_bytes(u64 length, u32 instructions)
+{
+	return ALIGN(length, 16) + TRAP + ((u64)instructions + 1) * STUB;
+}
+
 /* Where slots that hold nothing lead. */
 u64 cordon_trap(const struct cordon_handler *handler)
 {
@@ -112,7 +118,7 @@ u32 cordon_text_place(struct cordon_handler *handler, const u8 *text, u32 instru
 	size_t length = handler->image.text_length;
 	u32 stubs = instructions + 1;
 
-	if (stubs + entries_in_use() > CORDON_EXTABLE_ENTRIES || reserve(handler, trap_offset(handler) + TRAP + (size_t)stubs * STUB))
+	if (stubs + entries_in_use() > CORDON_EXTABLE_ENTRIES || reserve(handler, cordon_text_bytes(length, instructions)))
 		return CORDON_TOO_LARGE;
 	handler->stubs = handler->text + trap_offset(handler) + TRAP;
 	handler->fault_count = stubs;

@@ -78,6 +78,7 @@ extern u64 cordon_arena_pages_used, cordon_window_pages_used, cordon_table_entri
 void cordon_destroy(struct cordon_handler *handler);
 
 /* registry.c */
+void cordon_introduce(struct cordon_handler *handler, const char *name);
 int cordon_register(struct cordon_handler *handler);
 void cordon_put(struct cordon_handler *handler);
 struct cordon_handler *cordon_get(u32 id, bool or_above);
@@ -86,6 +87,13 @@ void cordon_unpin(struct cordon_handler *handler);
 void cordon_end(struct cordon_handler *handler);
 void cordon_tell(struct cordon_handler *handler, struct cordon_about *about);
 void cordon_count(struct cordon_handler *handler, struct cordon_stats *stats);
+
+/* rights.c */
+bool cordon_may_insert(void);
+u64 cordon_image_limit(void);
+u64 cordon_text_limit(const struct cordon_handler *handler);
+u64 cordon_time_limit_max(const struct cordon_handler *handler);
+bool cordon_within_quota(const struct cordon_handler *handler, u64 memory, u64 text, u32 instructions);
 
 /* symbols.c */
 int cordon_symbols_find(void);
@@ -96,6 +104,7 @@ int cordon_map(unsigned long start, unsigned long end, pgprot_t protection, stru
 /* arena.c */
 int cordon_arena_clear(void);
 void cordon_arena_init(void);
+u64 cordon_text_bytes(u64 length, u32 instructions);
 u32 cordon_text_place(struct cordon_handler *handler, const u8 *text, u32 instructions);
 int cordon_text_arm(struct cordon_handler *handler, const u64 *scratch);
 void cordon_text_remove(struct cordon_handler *handler);

@@ -12,9 +12,6 @@
 #include <linux/version.h>
 #include "internal.h"
 
-/* Longest image file, bytes: debug information comes with it. */
-#define IMAGE_LIMIT (64UL << 20)
-
 DEFINE_MUTEX(cordon_lock);
 LIST_HEAD(cordon_handlers);
 u64 cordon_arena_pages_used, cordon_window_pages_used, cordon_table_entries_used;
@@ -58,14 +55,22 @@ static void take_apart(struct cordon_handler *handler)
 	kvfree(handler);
 }
 
-static bool fits(const struct cordon_image *image)
+/* Bytes of a window's memory and table. */
+static u64 memory_of(const struct cordon_image *image)
 {
 	u64 bytes = image->table_end - image->table;
 	u32 i;
 
 	for (i = 0; i < image->regions; i++)
 		bytes += image->region[i].end - image->region[i].start;
-	return bytes <= (u64)READ_ONCE(cordon_memory_limit_mb) << 20 && image->text_length <= CORDON_ARENA_BYTES;
+	return bytes;
+}
+
+static bool fits(const struct cordon_handler *handler)
+{
+	const struct cordon_image *image = &handler->image;
+
+	return memory_of(image) <= (u64)READ_ONCE(cordon_memory_limit_mb) << 20 && image->text_length <= cordon_text_limit(handler);
 }
 
 static int resolve_imports(struct cordon_handler *handler)
@@ -97,7 +102,12 @@ static u32 judge(struct cordon_handler *handler, const u8 *file, bool metered, u
 	if (!verdict) {
 		feature = lacking(judgement.features);
 		insert->offset = max(feature, 0);
-		verdict = feature >= 0 ? CORDON_NO_CPU : cordon_text_place(handler, text, judgement.instructions);
+		if (feature >= 0)
+			return CORDON_NO_CPU;
+		if (!cordon_within_quota(handler, memory_of(image), cordon_text_bytes(image->text_length, judgement.instructions),
+					 judgement.instructions))
+			return CORDON_OVER_QUOTA;
+		verdict = cordon_text_place(handler, text, judgement.instructions);
 		if (verdict)
 			return verdict;
 		verdict = cordon_rs_check(handler->text, image->text_length, handler->note, image->note_length, metered, scratch, &judgement);
@@ -119,7 +129,7 @@ static int build(struct cordon_handler *handler, const u8 *file, size_t length, 
 	int failed;
 
 	insert->verdict = cordon_rs_read(file, length, metered, image);
-	if (!insert->verdict && !fits(image))
+	if (!insert->verdict && !fits(handler))
 		insert->verdict = CORDON_TOO_LARGE;
 	if (insert->verdict)
 		return -EINVAL;
@@ -353,7 +363,7 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 
 	if (!handler)
 		return -ENOMEM;
-	kref_init(&handler->users);
+	cordon_introduce(handler, insert->name);
 	INIT_LIST_HEAD(&handler->list);
 	raw_spin_lock_init(&handler->busy);
 	mutex_init(&handler->events_lock);
@@ -368,7 +378,6 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 	mutex_unlock(&cordon_lock);
 	if (result)
 		return result;
-	strscpy(handler->name, insert->name, sizeof(handler->name));
 	result = initialise(handler, insert);
 	if (!result)
 		result = cordon_register(handler);
@@ -385,7 +394,7 @@ static long insert(struct cordon_insert __user *argument)
 	u8 *file = NULL;
 	long result;
 
-	if (!capable(CAP_SYS_MODULE))
+	if (!cordon_may_insert())
 		return -EPERM;
 	insert = memdup_user(argument, sizeof(*insert));
 	if (IS_ERR(insert))
@@ -394,7 +403,7 @@ static long insert(struct cordon_insert __user *argument)
 	insert->name[sizeof(insert->name) - 1] = 0;
 	if (insert->flags & ~CORDON_DEMAND_METERED || !insert->length)
 		result = -EINVAL;
-	else if (insert->length > IMAGE_LIMIT)
+	else if (insert->length > cordon_image_limit())
 		result = -EFBIG;
 	else {
 		file = vmemdup_user(u64_to_user_ptr(insert->image), insert->length);

@@ -12,14 +12,22 @@
 static DEFINE_MUTEX(lock);
 static DEFINE_IDR(ids); /* under lock: all that have a number and have not ended */
 
-/* Gives the handler its number; the caller holds it. */
+/* Notes whose the new handler is; the caller holds it. */
+void cordon_introduce(struct cordon_handler *handler, const char *name)
+{
+	kref_init(&handler->users);
+	handler->unprivileged = !capable(CAP_SYS_MODULE);
+	handler->owner = current_uid();
+	handler->pid = task_tgid_nr(current);
+	get_task_comm(handler->process, current);
+	strscpy(handler->name, name, sizeof(handler->name));
+}
+
+/* Gives the handler its number. */
 int cordon_register(struct cordon_handler *handler)
 {
 	int id;
 
-	handler->owner = current_uid();
-	handler->pid = task_tgid_nr(current);
-	get_task_comm(handler->process, current);
 	mutex_lock(&lock);
 	id = idr_alloc_cyclic(&ids, handler, 1, 0, GFP_KERNEL);
 	if (id > 0)

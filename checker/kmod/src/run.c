@@ -145,11 +145,11 @@ static void tell(const struct cordon_context *context, struct cordon_run *run)
 		tell_gate(context, run);
 }
 
-static u64 time_limit(u64 wanted_ns)
+static u64 time_limit(const struct cordon_handler *handler, u64 wanted_ns)
 {
 	u64 limit = wanted_ns ?: (u64)READ_ONCE(cordon_time_limit_ms) * NSEC_PER_MSEC;
 
-	return min_t(u64, limit, (u64)READ_ONCE(cordon_time_limit_max_ms) * NSEC_PER_MSEC);
+	return min(limit, cordon_time_limit_max(handler));
 }
 
 /* With preemption off, on a native stack and with the window taken. */
@@ -167,7 +167,7 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 	if (irqs_disabled() || in_nmi())
 		context.fuel = fuel = min_t(u64, fuel, FUEL_WITHOUT_INTERRUPTS);
 	memcpy(context.args, run->args, sizeof(context.args));
-	context.deadline = begin + time_limit(run->time_limit_ns);
+	context.deadline = begin + time_limit(handler, run->time_limit_ns);
 	*(u64 *)stack = (u64)handler->text + entry;
 	barrier();
 	cordon_enter(&context);

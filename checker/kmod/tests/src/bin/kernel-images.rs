@@ -101,6 +101,15 @@ fn handlers(builder: &Builder, folder: &Path) -> Result<()> {
     let leak = [Input { name: "leak".into(), bytes: fs::read(leak)? }];
     let made = rewrite(&leak, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
     fs::write(folder.join("leak.handler"), made.image)?;
+    // More than a user's 256 KiB of text, and more than half of what all users' handlers may have of the exception table.
+    for (name, count) in [("long", 80_000), ("half", 50_000)] {
+        let source = format!(
+            ".globl long\n.type long,@function\nlong:\n.rept {count}\nadd $1,%rdi\n.endr\nmov %rdi,%rax\nret\n.size long,.-long\n"
+        );
+        let inputs = [Input { name: name.into(), bytes: fs::read(builder.assemble(name, &source)?)? }];
+        let made = rewrite(&inputs, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
+        fs::write(folder.join(format!("{name}.handler")), made.image)?;
+    }
     let mut options = Options::for_kernel();
     for (mode, metered) in [("sandbox", false), ("metered", true)] {
         options.mode.metered = metered;

@@ -1,6 +1,7 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
 mod events;
+mod rights;
 mod tool;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -482,6 +483,9 @@ const TESTS: &[Test] = &[
     ("the command holds a handler", tool::held),
     ("the command says what is wrong", tool::refusals),
     ("handlers have numbers", tool::numbers),
+    ("users insert only where they are let", rights::off),
+    ("users have their own handlers and tighter limits", rights::on),
+    ("users together leave half of the room", rights::shares),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
@@ -499,7 +503,10 @@ fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
 
 fn run() -> (u32, u32) {
     let mut sums = (0, 0);
-    let prepared = mount("devtmpfs", "/dev").and_then(|()| mount("proc", "/proc")).and_then(|()| load_module());
+    let prepared = mount("devtmpfs", "/dev")
+        .and_then(|()| mount("proc", "/proc"))
+        .and_then(|()| mount("sysfs", "/sys"))
+        .and_then(|()| load_module());
     let device = prepared.and_then(|()| device());
     match device {
         Ok(device) => {
