@@ -19,6 +19,18 @@ use cordon_checker::layout::USER_STACK_LOW;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use std::collections::BTreeSet;
 
+/// What the module offers to every handler (`checker/kmod/include/cordon_handler.h`), so that no `--import` need name it.
+pub const FUNCTIONS: &[&str] = &[
+    "cordon_time_ns",
+    "cordon_cpu",
+    "cordon_log",
+    "cordon_packet_load",
+    "cordon_map_lookup",
+    "cordon_map_update",
+    "cordon_map_delete",
+    "cordon_map_add",
+];
+
 /// Displacement of the main table: the lowest that the checker takes.
 pub const TABLE: i32 = 4096 - (128 << 10);
 /// End of the pages that tables may use.

@@ -36,6 +36,9 @@ pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress)
     if options.syscalls {
         imports.push(syscall::IMPORT.to_owned());
     }
+    if options.kernel {
+        imports.extend(kernel::FUNCTIONS.iter().map(|name| (*name).to_owned()));
+    }
     let known =
         GATES.iter().chain(TRAPS).copied().chain(jumps::names()).map(str::to_owned).chain(imports.iter().cloned()).collect();
     let merge = MergeOptions { entries: options.entries.clone(), whole_archive: options.whole_archive, known_undefined: known };

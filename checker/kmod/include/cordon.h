@@ -115,6 +115,7 @@ struct cordon_totals {
 	__u64 arena_pages; /* in use */
 	__u64 window_pages;
 	__u64 table_entries; /* of the exception table */
+	__u64 maps;
 };
 
 /* What calls an entry (cordon_attach.kind). */
@@ -168,6 +169,45 @@ struct cordon_about {
 #define CORDON_PINNED 1u	/* lives without descriptors */
 #define CORDON_ENDED 2u		/* removed; descriptors still hold its memory */
 #define CORDON_UNPRIVILEGED 4u	/* inserted under the tighter limits */
+/* Maps: tables in the kernel's memory that handlers and user space share. CORDON_MAP_CREATE on /dev/cordon gives a descriptor, CORDON_MAP_BIND
+ * on a handler's makes it that handler's map of a number (0 .. 15), once. A map lives as long as a descriptor or a handler has it. */
+enum cordon_map_kind {
+	CORDON_MAP_ARRAY = 0, /* keys are 0 .. entries - 1 in four bytes; all values are there, 0 at first */
+	CORDON_MAP_HASH = 1,
+};
+
+#define CORDON_MAPS 16
+/* Greatest; all entries together have at most memory_limit_mb. */
+#define CORDON_MAP_ENTRIES (1u << 20)
+#define CORDON_MAP_KEY_BYTES 64
+#define CORDON_MAP_VALUE_BYTES 4096
+
+/* Flags of an update, as eBPF has them. */
+#define CORDON_MAP_ANY 0
+#define CORDON_MAP_NOEXIST 1
+#define CORDON_MAP_EXIST 2
+
+struct cordon_map_spec {
+	__u32 kind; /* enum cordon_map_kind */
+	__u32 key_bytes;
+	__u32 value_bytes;
+	__u32 entries;
+	__u64 reserved; /* 0 */
+};
+
+struct cordon_map_bind {
+	__u32 number;
+	__s32 map; /* its descriptor */
+};
+
+/* On a map's descriptor. ENOENT: there is no such key, or none from the cursor on; ENOSPC: the map is full. */
+struct cordon_map_access {
+	__u64 key;   /* addresses of the key's and the value's bytes */
+	__u64 value;
+	__u64 flags; /* of an update */
+	__u32 cursor; /* CORDON_MAP_NEXT: 0 at first; what it leaves is for the next call */
+	__u32 reserved;
+};
 
 #define CORDON_INSERT _IOWR('K', 0xc0, struct cordon_insert)
 #define CORDON_TOTALS _IOR('K', 0xc1, struct cordon_totals)
@@ -184,5 +224,11 @@ struct cordon_about {
 #define CORDON_ABOUT _IOR('K', 0xd3, struct cordon_about)
 #define CORDON_PIN _IO('K', 0xd4)
 #define CORDON_UNPIN _IO('K', 0xd5)
+#define CORDON_MAP_CREATE _IOW('K', 0xe0, struct cordon_map_spec)
+#define CORDON_MAP_BIND _IOW('K', 0xe1, struct cordon_map_bind)
+#define CORDON_MAP_LOOKUP _IOW('K', 0xe2, struct cordon_map_access)
+#define CORDON_MAP_UPDATE _IOW('K', 0xe3, struct cordon_map_access)
+#define CORDON_MAP_DELETE _IOW('K', 0xe4, struct cordon_map_access)
+#define CORDON_MAP_NEXT _IOWR('K', 0xe5, struct cordon_map_access)
 
 #endif

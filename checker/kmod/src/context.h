@@ -37,6 +37,10 @@
 #include <linux/types.h>
 
 struct cordon_handler;
+struct cordon_job;
+
+/* Places in cordon_context.regs. */
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R12 = 12, R13, R14, R15 };
 
 struct cordon_context {
 	u64 host_rsp;
@@ -60,6 +64,7 @@ struct cordon_context {
 	u32 failed_write;
 	u32 expired;   /* the deadline has passed in a gate */
 	struct cordon_handler *handler;
+	struct cordon_job *job; /* NULL: called by user space */
 };
 
 int cordon_enter(struct cordon_context *context);

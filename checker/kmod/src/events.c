@@ -40,14 +40,14 @@ struct cordon_event {
 };
 
 /* Runs the entry; false if there is no answer. */
-static bool fire(struct cordon_event *event, struct cordon_run *run, cordon_prepare prepare, void *data)
+static bool fire(struct cordon_event *event, struct cordon_run *run, struct cordon_job *job)
 {
 	unsigned long flags;
 
 	atomic64_inc(&event->fired);
 	run->time_limit_ns = event->attach.time_limit_ns;
 	run->fuel = event->attach.fuel;
-	if (cordon_run_with(event->handler, event->entry, run, prepare, data)) {
+	if (cordon_run_with(event->handler, event->entry, run, job)) {
 		atomic64_inc(&event->missed);
 		return false;
 	}
@@ -76,30 +76,18 @@ static void fire_plain(struct cordon_event *event)
 	run.args[1] = raw_smp_processor_id();
 	run.args[2] = task_tgid_nr(current);
 	run.args[3] = ktime_get_mono_fast_ns();
-	fire(event, &run, NULL, NULL);
-}
-
-static int copy_packet(struct cordon_handler *handler, struct cordon_run *run, void *data)
-{
-	const struct cordon_memory *area = cordon_window_area(handler, CORDON_ARGUMENT);
-	const struct sk_buff *packet = data;
-	u32 length = min_t(u64, packet->len, area ? area->end - area->start : 0);
-
-	if (!length || skb_copy_bits(packet, 0, (u8 *)handler->base + area->start, length))
-		return -EINVAL;
-	run->args[0] = area->start;
-	run->args[1] = length;
-	return 0;
+	fire(event, &run, NULL);
 }
 
 static unsigned int packet(void *private, struct sk_buff *skb, const struct nf_hook_state *state)
 {
+	struct cordon_job job = { .prepare = cordon_packet_prepare, .packet = skb };
 	struct cordon_event *event = private;
 	struct cordon_run run = {};
 
 	run.args[2] = state->hook;
 	run.args[3] = skb->len;
-	return fire(event, &run, copy_packet, skb) && !run.result ? NF_DROP : NF_ACCEPT;
+	return fire(event, &run, &job) && !run.result ? NF_DROP : NF_ACCEPT;
 }
 
 static int attach_netfilter(struct cordon_event *event)
@@ -288,6 +276,11 @@ int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats 
 		stats->stopped = atomic64_read(&event->stopped);
 		stats->missed = atomic64_read(&event->missed);
 		stats->zero = atomic64_read(&event->zero);
+		/* Those inside another probe never come here. */
+		if (event->attach.kind == CORDON_KPROBE) {
+			stats->fired += event->probe.nmissed;
+			stats->missed += event->probe.nmissed;
+		}
 		raw_spin_lock_irqsave(&event->last_lock, flags);
 		stats->last = event->last;
 		raw_spin_unlock_irqrestore(&event->last_lock, flags);

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Built-in gates: the imports of the user-mode loader (loader/src/gates.rs) that handlers without floating point can have. Same meaning,
- * same price in fuel.
+/* Built-in gates: the imports of the user-mode loader (loader/src/gates.rs) that handlers without floating point can have, with the same meaning
+ * and price in fuel, and the table of the kernel's own host functions (host.c, packet.c, map.c).
  *
  * They run on the host's stack. Whatever a range names is looked up in the regions before it is touched: all region pages are mapped, so
  * nothing here can fault. User space may write the same pages meanwhile; nothing is read twice that matters. */
 #include <linux/kernel.h>
 #include <linux/string.h>
 #include "internal.h"
-
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R14 = 14 };
 
 enum { MEMCPY, MEMMOVE, MEMSET, MEMCMP, STRLEN, MOVS, STOS = MOVS + 4, REPE_CMPS = STOS + 4, REPNE_CMPS = REPE_CMPS + 4,
        REPE_SCAS = REPNE_CMPS + 4, REPNE_SCAS = REPE_SCAS + 4, GATES = REPNE_SCAS + 4 };
@@ -23,26 +21,48 @@ static const char *const names[] = {
 	"cordon.repne_scas1", "cordon.repne_scas2", "cordon.repne_scas4", "cordon.repne_scas8",
 };
 
-static_assert(ARRAY_SIZE(names) == CORDON_GATES && GATES == CORDON_GATES);
+/* include/cordon_handler.h declares them for handlers. */
+static const struct {
+	const char *name;
+	u32 (*run)(struct cordon_context *context);
+} functions[] = {
+	{ "cordon_time_ns", cordon_host_time },
+	{ "cordon_cpu", cordon_host_cpu },
+	{ "cordon_log", cordon_host_log },
+	{ "cordon_packet_load", cordon_packet_load },
+	{ "cordon_map_lookup", cordon_map_lookup },
+	{ "cordon_map_update", cordon_map_update },
+	{ "cordon_map_delete", cordon_map_delete },
+	{ "cordon_map_add", cordon_map_add },
+};
+
+static_assert(ARRAY_SIZE(names) == GATES && GATES + ARRAY_SIZE(functions) == CORDON_GATES);
 
 /* Bytes of work between two looks at the clock. */
 #define CHUNK (64 << 10)
 
 asmlinkage void cordon_gates(void);
 
+const char *cordon_gate_name(u64 index)
+{
+	return index < GATES ? names[index] : index < CORDON_GATES ? functions[index - GATES].name : "";
+}
+
 u64 cordon_gate_address(const u8 *name, size_t length)
 {
 	u64 i;
 
-	for (i = 0; i < ARRAY_SIZE(names); i++)
-		if (strlen(names[i]) == length && !memcmp(names[i], name, length))
+	for (i = 0; i < CORDON_GATES; i++)
+		if (strlen(cordon_gate_name(i)) == length && !memcmp(cordon_gate_name(i), name, length))
 			return (u64)cordon_gates + 16 * i;
 	return 0;
 }
 
-const char *cordon_gate_name(u64 index)
+/* The function's result. */
+u32 cordon_gate_give(struct cordon_context *context, s64 result)
 {
-	return index < ARRAY_SIZE(names) ? names[index] : "";
+	context->regs[RAX] = result;
+	return 0;
 }
 
 static u32 refuse(struct cordon_context *context, u64 address, u64 bytes, bool write)
@@ -54,7 +74,7 @@ static u32 refuse(struct cordon_context *context, u64 address, u64 bytes, bool w
 }
 
 /* Takes fuel where the text is metered. */
-static u32 pay(struct cordon_context *context, u64 units)
+u32 cordon_gate_pay(struct cordon_context *context, u64 units)
 {
 	if (!context->handler->image.metered)
 		return 0;
@@ -65,7 +85,7 @@ static u32 pay(struct cordon_context *context, u64 units)
 }
 
 /* The range's memory in *to, or why there is none. */
-static u32 range(struct cordon_context *context, u64 offset, u64 length, bool write, u8 **to)
+u32 cordon_gate_range(struct cordon_context *context, u64 offset, u64 length, bool write, u8 **to)
 {
 	u64 span;
 
@@ -102,12 +122,12 @@ static u32 gate_move(struct cordon_context *context)
 {
 	u64 *regs = context->regs, length = regs[RDX];
 	u8 *to, *from;
-	u32 stop = pay(context, length >> 4);
+	u32 stop = cordon_gate_pay(context, length >> 4);
 
 	if (!stop && length) {
-		stop = range(context, regs[RDI], length, true, &to);
+		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
 		if (!stop)
-			stop = range(context, regs[RSI], length, false, &from);
+			stop = cordon_gate_range(context, regs[RSI], length, false, &from);
 		if (!stop)
 			stop = move(context, to, from, length);
 	}
@@ -119,10 +139,10 @@ static u32 gate_set(struct cordon_context *context)
 {
 	u64 *regs = context->regs, length = regs[RDX];
 	u8 *to;
-	u32 stop = pay(context, length >> 4);
+	u32 stop = cordon_gate_pay(context, length >> 4);
 
 	if (!stop && length)
-		stop = range(context, regs[RDI], length, true, &to);
+		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
 	if (!stop && length)
 		memset(to, regs[RSI], length);
 	regs[RAX] = regs[RDI];
@@ -133,14 +153,14 @@ static u32 gate_compare(struct cordon_context *context)
 {
 	u64 *regs = context->regs, length = regs[RDX], i;
 	u8 *a, *b;
-	u32 stop = pay(context, length >> 4);
+	u32 stop = cordon_gate_pay(context, length >> 4);
 
 	regs[RAX] = 0;
 	if (stop || !length)
 		return stop;
-	stop = range(context, regs[RDI], length, false, &a);
+	stop = cordon_gate_range(context, regs[RDI], length, false, &a);
 	if (!stop)
-		stop = range(context, regs[RSI], length, false, &b);
+		stop = cordon_gate_range(context, regs[RSI], length, false, &b);
 	for (i = 0; i < length && !stop; i++) {
 		u8 left = READ_ONCE(a[i]), right = READ_ONCE(b[i]);
 
@@ -161,7 +181,7 @@ static u32 gate_length(struct cordon_context *context)
 	const u8 *text = (u8 *)context->base + start;
 
 	for (at = 0; at < span; at++) {
-		u32 stop = at % 16 == 15 ? pay(context, 1) : 0;
+		u32 stop = at % 16 == 15 ? cordon_gate_pay(context, 1) : 0;
 
 		if (!(at % CHUNK) && READ_ONCE(context->expired))
 			stop = CORDON_STOP_TIME;
@@ -184,13 +204,13 @@ static u32 gate_movs(struct cordon_context *context, u32 shift)
 
 	if (!count)
 		return 0;
-	stop = pay(context, count >> 2);
+	stop = cordon_gate_pay(context, count >> 2);
 	if (!stop && count >> (32 - shift))
 		stop = refuse(context, regs[RDI], U64_MAX, true);
 	if (!stop)
-		stop = range(context, regs[RDI], length, true, &to);
+		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
 	if (!stop)
-		stop = range(context, regs[RSI], length, false, &from);
+		stop = cordon_gate_range(context, regs[RSI], length, false, &from);
 	if (stop)
 		return stop;
 	if (to <= from || to >= from + length) {
@@ -216,11 +236,11 @@ static u32 gate_stos(struct cordon_context *context, u32 shift)
 
 	if (!count)
 		return 0;
-	stop = pay(context, count >> 2);
+	stop = cordon_gate_pay(context, count >> 2);
 	if (!stop && count >> (32 - shift))
 		stop = refuse(context, regs[RDI], U64_MAX, true);
 	if (!stop)
-		stop = range(context, regs[RDI], length, true, &to);
+		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
 	for (done = 0; !stop && done < length; done += 1 << shift) {
 		memcpy(to + done, &regs[RAX], 1 << shift);
 		if (!(done % CHUNK) && READ_ONCE(context->expired))
@@ -248,7 +268,7 @@ static u64 flags_of(u64 left, u64 right, u32 bits)
 static u32 element(struct cordon_context *context, u64 offset, u32 shift, u64 *value)
 {
 	u8 *from;
-	u32 stop = range(context, offset, 1 << shift, false, &from);
+	u32 stop = cordon_gate_range(context, offset, 1 << shift, false, &from);
 
 	*value = 0;
 	if (!stop)
@@ -268,7 +288,7 @@ static u32 gate_search(struct cordon_context *context, u32 shift, bool both, boo
 		if (!stop)
 			stop = element(context, regs[RDI], shift, &right);
 		if (!stop && ++done % 4 == 0)
-			stop = pay(context, 1);
+			stop = cordon_gate_pay(context, 1);
 		if (!(done % 4096) && READ_ONCE(context->expired))
 			stop = CORDON_STOP_TIME;
 		if (stop)
@@ -310,6 +330,9 @@ u32 cordon_gate_run(struct cordon_context *context)
 		break;
 	case REPE_CMPS ... GATES - 1:
 		stop = gate_search(context, shift, gate < REPE_SCAS, gate < REPNE_CMPS || (gate >= REPE_SCAS && gate < REPNE_SCAS));
+		break;
+	case GATES ... CORDON_GATES - 1:
+		stop = functions[gate - GATES].run(context);
 		break;
 	default:
 		stop = refuse(context, 0, 0, false);

@@ -36,6 +36,9 @@ struct cordon_memory {
 
 #define CORDON_TABLE 5
 
+struct cordon_map;
+struct sk_buff;
+
 struct cordon_handler {
 	struct list_head list; /* ascending by text; under cordon_lock */
 	/* registry.c */
@@ -60,6 +63,11 @@ struct cordon_handler {
 	u32 memories;
 	u64 window_pages;
 	struct cordon_memory memory[CORDON_REGIONS + 1];
+	/* host.c */
+	atomic64_t log_since; /* when the lines that log_lines counts began, ns */
+	atomic_t log_lines, log_left_out;
+	/* map.c */
+	struct cordon_map *maps[CORDON_MAPS];
 	/* run.c */
 	u64 *gates; /* by import: what its slot holds */
 	raw_spinlock_t busy;
@@ -133,12 +141,42 @@ bool cordon_watchdog_armed(void);
 /* gates.c */
 u64 cordon_gate_address(const u8 *name, size_t length);
 const char *cordon_gate_name(u64 index);
+u32 cordon_gate_pay(struct cordon_context *context, u64 units);
+u32 cordon_gate_range(struct cordon_context *context, u64 offset, u64 length, bool write, u8 **to);
+u32 cordon_gate_give(struct cordon_context *context, s64 result);
+
+/* host.c */
+void cordon_host_init(void);
+void cordon_host_exit(void);
+u32 cordon_host_time(struct cordon_context *context);
+u32 cordon_host_cpu(struct cordon_context *context);
+u32 cordon_host_log(struct cordon_context *context);
+extern unsigned int cordon_log_lines;
+
+/* packet.c */
+int cordon_packet_prepare(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
+u32 cordon_packet_load(struct cordon_context *context);
+
+/* map.c */
+int cordon_map_create(const struct cordon_map_spec __user *argument);
+int cordon_map_bind(struct cordon_handler *handler, const struct cordon_map_bind __user *argument);
+void cordon_maps_release(struct cordon_handler *handler);
+u32 cordon_map_lookup(struct cordon_context *context);
+u32 cordon_map_update(struct cordon_context *context);
+u32 cordon_map_delete(struct cordon_context *context);
+u32 cordon_map_add(struct cordon_context *context);
+extern atomic64_t cordon_maps_alive;
 
 /* run.c */
 DECLARE_PER_CPU(struct cordon_context *, cordon_current);
-/* Runs with the window taken, before the entry; a failure refuses the call. */
-typedef int (*cordon_prepare)(struct cordon_handler *handler, struct cordon_run *run, void *data);
-int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, cordon_prepare prepare, void *data);
+/* What an event brings along. */
+struct cordon_job {
+	/* Runs with the window taken, before the entry; a failure refuses the call. */
+	int (*prepare)(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
+	struct sk_buff *packet;
+};
+
+int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job);
 int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run);
 extern unsigned long cordon_time_limit_ms, cordon_time_limit_max_ms, cordon_memory_limit_mb;
 

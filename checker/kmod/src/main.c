@@ -23,7 +23,9 @@ MODULE_PARM_DESC(time_limit_ms, "time that a call may take if it does not ask fo
 module_param_named(time_limit_max_ms, cordon_time_limit_max_ms, ulong, 0644);
 MODULE_PARM_DESC(time_limit_max_ms, "greatest limit that a call may ask for (5000)");
 module_param_named(memory_limit_mb, cordon_memory_limit_mb, ulong, 0644);
-MODULE_PARM_DESC(memory_limit_mb, "memory that one handler may have (64)");
+MODULE_PARM_DESC(memory_limit_mb, "memory that one handler, or one map, may have (64)");
+module_param_named(log_lines, cordon_log_lines, uint, 0644);
+MODULE_PARM_DESC(log_lines, "lines that a handler may log in 5 s (20)");
 
 /* The extensions of the kernel policy (checker/src/policy.rs) and what the CPU calls them. */
 static const struct {
@@ -50,6 +52,7 @@ static void take_apart(struct cordon_handler *handler)
 	cordon_text_remove(handler);
 	cordon_window_pages_used -= handler->window_pages;
 	cordon_window_free(handler);
+	cordon_maps_release(handler);
 	kvfree(handler->gates);
 	kvfree(handler->note);
 	kvfree(handler);
@@ -259,6 +262,8 @@ static long handler_ioctl(struct file *file, unsigned int command, unsigned long
 	case CORDON_UNPIN:
 		cordon_unpin(handler);
 		return 0;
+	case CORDON_MAP_BIND:
+		return cordon_map_bind(handler, (const struct cordon_map_bind __user *)argument);
 	case CORDON_STATS:
 		cordon_count(handler, &stats);
 		return copy_to_user((void __user *)argument, &stats, sizeof(stats)) ? -EFAULT : 0;
@@ -472,6 +477,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 	case CORDON_OPEN:
 	case CORDON_REMOVE:
 		return open_or_remove((u32 __user *)argument, command == CORDON_OPEN);
+	case CORDON_MAP_CREATE:
+		return cordon_map_create((const struct cordon_map_spec __user *)argument);
 	case CORDON_TOTALS:
 		mutex_lock(&cordon_lock);
 		list_for_each_entry(handler, &cordon_handlers, list)
@@ -481,6 +488,7 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		totals.arena_pages = cordon_arena_pages_used;
 		totals.window_pages = cordon_window_pages_used;
 		totals.table_entries = cordon_table_entries_used;
+		totals.maps = atomic64_read(&cordon_maps_alive);
 		mutex_unlock(&cordon_lock);
 		return copy_to_user((void __user *)argument, &totals, sizeof(totals)) ? -EFAULT : 0;
 	}
@@ -510,6 +518,7 @@ static int __init cordon_init(void)
 		failed = cordon_stacks_init();
 	if (failed)
 		return failed;
+	cordon_host_init();
 	failed = cordon_watchdog_init();
 	if (failed)
 		goto stacks;
@@ -528,6 +537,7 @@ stacks:
 static void __exit cordon_exit(void)
 {
 	misc_deregister(&device);
+	cordon_host_exit();
 	cordon_watchdog_exit();
 	cordon_stacks_exit();
 }

@@ -7,7 +7,6 @@
 #include "internal.h"
 
 #define STUB 5
-#define RSP 4
 #define DEFAULT_FUEL (1ULL << 40)
 /* The most where no timer can end a loop: a few milliseconds. */
 #define FUEL_WITHOUT_INTERRUPTS (1ULL << 22)
@@ -153,7 +152,7 @@ static u64 time_limit(const struct cordon_handler *handler, u64 wanted_ns)
 }
 
 /* With preemption off, on a native stack and with the window taken. */
-static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct cordon_run *run)
+static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct cordon_run *run, struct cordon_job *job)
 {
 	struct cordon_context context = {
 		.base = handler->base,
@@ -161,6 +160,7 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 		.flags = boot_cpu_has(X86_FEATURE_FSGSBASE) ? CORDON_FLAG_FSGSBASE : 0,
 		.fuel = handler->image.metered ? min_t(u64, run->fuel ?: DEFAULT_FUEL, S64_MAX) : 0,
 		.handler = handler,
+		.job = job,
 	};
 	u64 begin = ktime_get_mono_fast_ns(), fuel = context.fuel;
 
@@ -187,7 +187,7 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 
 /* Calls the entry at a text offset. 0, or why it was not called: -EBUSY (the window is in use), -EAGAIN (nested too deep, or a CPU on its
  * way in or out), -EPERM (interrupts are off and the text is not metered). What it found is in `run`. */
-int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, cordon_prepare prepare, void *data)
+int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job)
 {
 	int failed = 0;
 	u64 stack;
@@ -208,10 +208,10 @@ int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run
 		return -EBUSY;
 	} else {
 		stack = cordon_stack_take();
-		failed = !stack ? -EAGAIN : prepare ? prepare(handler, run, data) : 0;
+		failed = !stack ? -EAGAIN : job && job->prepare ? job->prepare(handler, run, job) : 0;
 		if (!failed) {
 			atomic64_inc(&handler->calls);
-			call(handler, entry, stack, run);
+			call(handler, entry, stack, run, job);
 		}
 		if (stack)
 			cordon_stack_give();
@@ -225,5 +225,5 @@ int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run
 
 int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run)
 {
-	return cordon_run_with(handler, entry, run, NULL, NULL);
+	return cordon_run_with(handler, entry, run, NULL);
 }

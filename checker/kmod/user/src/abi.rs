@@ -210,6 +210,7 @@ pub struct Totals {
     pub arena_pages: u64,
     pub window_pages: u64,
     pub table_entries: u64,
+    pub maps: u64,
 }
 
 /// `enum cordon_event_kind`.
@@ -307,6 +308,51 @@ pub struct EventStats {
     pub last: Run,
 }
 
+/// `enum cordon_map_kind`.
+pub mod map_kind {
+    pub const ARRAY: u32 = 0;
+    pub const HASH: u32 = 1;
+}
+
+/// Flags of an update.
+pub mod map_flag {
+    pub const ANY: u64 = 0;
+    pub const NOEXIST: u64 = 1;
+    pub const EXIST: u64 = 2;
+}
+
+/// `struct cordon_map_spec`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MapSpec {
+    /// See [`map_kind`].
+    pub kind: u32,
+    pub key_bytes: u32,
+    pub value_bytes: u32,
+    pub entries: u32,
+    pub reserved: u64,
+}
+
+/// `struct cordon_map_bind`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MapBind {
+    pub number: u32,
+    pub map: i32,
+}
+
+/// `struct cordon_map_access`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MapAccess {
+    pub key: u64,
+    pub value: u64,
+    /// See [`map_flag`].
+    pub flags: u64,
+    pub cursor: u32,
+    pub reserved: u32,
+}
+
 /// `_IOC` of asm-generic/ioctl.h: direction (2 read, 1 write), type 'K', number, size.
 const fn command<T>(direction: u64, number: u64) -> u64 {
     direction << 30 | (size_of::<T>() as u64) << 16 | plain(number)
@@ -330,3 +376,9 @@ pub const REMOVE: u64 = command::<u32>(1, 0xd2);
 pub const ABOUT: u64 = command::<About>(2, 0xd3);
 pub const PIN: u64 = plain(0xd4);
 pub const UNPIN: u64 = plain(0xd5);
+pub const MAP_CREATE: u64 = command::<MapSpec>(1, 0xe0);
+pub const MAP_BIND: u64 = command::<MapBind>(1, 0xe1);
+pub const MAP_LOOKUP: u64 = command::<MapAccess>(1, 0xe2);
+pub const MAP_UPDATE: u64 = command::<MapAccess>(1, 0xe3);
+pub const MAP_DELETE: u64 = command::<MapAccess>(1, 0xe4);
+pub const MAP_NEXT: u64 = command::<MapAccess>(3, 0xe5);

@@ -1,14 +1,16 @@
 //! `/dev/cordon` from user space: inserts images, calls their entries, reads and writes window memory, names the places of faults.
 //!
-//! [`abi`] mirrors `../include/cordon.h`; [`Device`] and [`Handler`] are safe; [`Places`] tells which function a text offset belongs to.
+//! [`abi`] mirrors `../include/cordon.h`; [`Device`], [`Handler`] and [`Map`] are safe; [`Places`] tells which function a text offset belongs to.
 
 pub mod abi;
 mod event;
 mod interrupt;
+mod map;
 mod places;
 
 pub use event::Event;
 pub use interrupt::Interrupts;
+pub use map::Map;
 pub use places::Places;
 
 use abi::{About, Attach, EventStats, Insert, Run, Stats, Totals};
@@ -104,6 +106,10 @@ impl Device {
     /// ENOENT if the caller sees none of that number.
     pub fn remove(&self, id: u32) -> io::Result<()> {
         ioctl(&self.0, abi::REMOVE, &mut { id }).map(drop)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.0
     }
 
     /// What the module holds.

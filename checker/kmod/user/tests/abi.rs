@@ -1,6 +1,6 @@
 //! The Rust structures are those of the C header.
 
-use cordon_kernel::abi::{self, About, Attach, EventStats, Insert, Run, Stats, Totals};
+use cordon_kernel::abi::{self, About, Attach, EventStats, Insert, MapAccess, MapBind, MapSpec, Run, Stats, Totals};
 use std::mem::offset_of;
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn structures_and_commands_are_those_of_the_header() {
         address, window_offset, registers, frames, frame, depth, gate);
     fields!(Insert "cordon_insert": image, length, name, flags, verdict, rule, offset, instructions, max_depth, features, run);
     fields!(Stats "cordon_stats": calls, returned, stopped, busy, refused, pages, text_bytes);
-    fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries);
+    fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries, maps);
     check("sizeof(struct cordon_attach)", size_of::<Attach>() as u64);
     check("sizeof(struct cordon_event_stats)", size_of::<EventStats>() as u64);
     fields!(Attach "cordon_attach": kind, hook, period_ns, time_limit_ns, fuel, name, entry);
@@ -31,6 +31,14 @@ fn structures_and_commands_are_those_of_the_header() {
     fields!(About "cordon_about": id, flags, uid, pid, process, name, events, stats);
     check("CORDON_UNPRIVILEGED", abi::UNPRIVILEGED.into());
     check("CORDON_TIMER", abi::event::TIMER.into());
+    check("sizeof(struct cordon_map_spec)", size_of::<MapSpec>() as u64);
+    check("sizeof(struct cordon_map_bind)", size_of::<MapBind>() as u64);
+    check("sizeof(struct cordon_map_access)", size_of::<MapAccess>() as u64);
+    fields!(MapSpec "cordon_map_spec": kind, key_bytes, value_bytes, entries, reserved);
+    fields!(MapBind "cordon_map_bind": number, map);
+    fields!(MapAccess "cordon_map_access": key, value, flags, cursor);
+    check("CORDON_MAP_HASH", abi::map_kind::HASH.into());
+    check("CORDON_MAP_EXIST", abi::map_flag::EXIST);
     let commands = [
         ("CORDON_INSERT", abi::INSERT),
         ("CORDON_TOTALS", abi::TOTALS),
@@ -45,6 +53,12 @@ fn structures_and_commands_are_those_of_the_header() {
         ("CORDON_ABOUT", abi::ABOUT),
         ("CORDON_PIN", abi::PIN),
         ("CORDON_UNPIN", abi::UNPIN),
+        ("CORDON_MAP_CREATE", abi::MAP_CREATE),
+        ("CORDON_MAP_BIND", abi::MAP_BIND),
+        ("CORDON_MAP_LOOKUP", abi::MAP_LOOKUP),
+        ("CORDON_MAP_UPDATE", abi::MAP_UPDATE),
+        ("CORDON_MAP_DELETE", abi::MAP_DELETE),
+        ("CORDON_MAP_NEXT", abi::MAP_NEXT),
     ];
     for (name, value) in commands {
         check(name, value);

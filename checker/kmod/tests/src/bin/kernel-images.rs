@@ -84,19 +84,31 @@ fn prepare(builder: &Builder, fixture: &Fixture, folder: &Path) -> Result<bool> 
     Ok(true)
 }
 
-/// The packet filter of the events' test, in the modes that events take, and the handler that looks for secrets.
+/// Where `cordon_handler.h` is.
+const INCLUDE: &str = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
+
+/// Handlers of the guest's tests, in the modes that events take.
+const EVENT_HANDLERS: [(&str, &str); 2] =
+    [("port_filter", include_str!("../../handlers/port_filter.c")), ("host", include_str!("../../handlers/host.c"))];
+
+fn event_handler(builder: &Builder, name: &'static str, source: &'static str, folder: &Path) -> Result<()> {
+    let flags = &["-mgeneral-regs-only", INCLUDE];
+    let fixture = Fixture { name, language: Language::C, source, flags, only: None, libraries: &[], script: |_| Vec::new() };
+    let inputs = [Input { name: name.into(), bytes: fs::read(builder.object(&fixture, CONFIG)?)? }];
+    let mut options = Options::for_kernel();
+    for (mode, metered) in [("sandbox", false), ("metered", true)] {
+        options.mode.metered = metered;
+        let made = rewrite(&inputs, &options).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
+        fs::write(folder.join(format!("{name}.{mode}.handler")), made.image)?;
+    }
+    Ok(())
+}
+
+/// The handlers of events, and the one that looks for secrets.
 fn handlers(builder: &Builder, folder: &Path) -> Result<()> {
-    let source = include_str!("../../handlers/port_filter.c");
-    let fixture = Fixture {
-        name: "port_filter",
-        language: Language::C,
-        source,
-        flags: &["-mgeneral-regs-only"],
-        only: None,
-        libraries: &[],
-        script: |_| Vec::new(),
-    };
-    let inputs = [Input { name: fixture.name.into(), bytes: fs::read(builder.object(&fixture, CONFIG)?)? }];
+    for (name, source) in EVENT_HANDLERS {
+        event_handler(builder, name, source, folder)?;
+    }
     let leak = builder.assemble("leak", include_str!("../../handlers/leak.s"))?;
     let leak = [Input { name: "leak".into(), bytes: fs::read(leak)? }];
     let made = rewrite(&leak, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
@@ -109,12 +121,6 @@ fn handlers(builder: &Builder, folder: &Path) -> Result<()> {
         let inputs = [Input { name: name.into(), bytes: fs::read(builder.assemble(name, &source)?)? }];
         let made = rewrite(&inputs, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
         fs::write(folder.join(format!("{name}.handler")), made.image)?;
-    }
-    let mut options = Options::for_kernel();
-    for (mode, metered) in [("sandbox", false), ("metered", true)] {
-        options.mode.metered = metered;
-        let made = rewrite(&inputs, &options).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;
-        fs::write(folder.join(format!("port_filter.{mode}.handler")), made.image)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-fn attach(kind: u32, name: &str, entry: &str) -> Attach {
+pub fn attach(kind: u32, name: &str, entry: &str) -> Attach {
     Attach { time_limit_ns: 5_000_000, fuel: 1_000_000, ..Attach::new(kind, name, entry) }
 }
 
@@ -31,7 +31,7 @@ pub fn timer(device: &Device) -> Result<String> {
 }
 
 /// Calls a system call of its own, often.
-fn knock(times: u32) {
+pub fn knock(times: u32) {
     for _ in 0..times {
         // SAFETY: getppid takes nothing and changes nothing.
         unsafe { libc::syscall(libc::SYS_getppid) };
