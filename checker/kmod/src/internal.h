@@ -22,7 +22,7 @@
 #undef pr_fmt
 #define pr_fmt(fmt) "cordon: " fmt
 
-/* Bytes of the native stack that handlers may use, and what interrupts may need below (kernel-notes: 2.9 KiB were seen). rust/src/lib.rs
+/* Bytes of the native stack that handlers may use, and what interrupts may need below (kernel-notes: 2.9 KiB were seen). rust/src/interface.rs
  * has the first number too. */
 #define CORDON_STACK_BYTES (64 << 10)
 #define CORDON_STACK_RESERVE (16 << 10)

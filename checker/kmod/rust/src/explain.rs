@@ -1,6 +1,6 @@
 //! Why an instruction of accepted text faulted: from its bytes, the registers in front of it and the layout.
 
-use crate::kind_at;
+use crate::interface::kind_at;
 use cordon_checker::layout::Layout;
 use cordon_checker::note::Note;
 use cordon_checker::policy::Host;
@@ -25,12 +25,12 @@ pub enum Kind {
 
 #[repr(C)]
 pub struct CFacts {
-    kind: u32,
-    has_address: u32,
-    is_write: u32,
-    bytes: u32,
-    address: u64,
-    offset: u64,
+    pub kind: u32,
+    pub has_address: u32,
+    pub is_write: u32,
+    pub bytes: u32,
+    pub address: u64,
+    pub offset: u64,
 }
 
 /// # Safety

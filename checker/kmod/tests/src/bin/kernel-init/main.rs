@@ -1,6 +1,7 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
 mod events;
+mod files;
 mod host;
 mod rights;
 mod tool;
@@ -472,6 +473,7 @@ const TESTS: &[Test] = &[
     ("handlers learn no address", handlers_learn_no_address),
     ("endless loops end", endless_loops_end),
     ("attacks are refused", attacks_are_refused),
+    ("broken files are refused", files::broken),
     ("mutants harm nobody", mutants_harm_nobody),
     ("window memory is shared", window_memory_is_shared),
     ("many handlers at once", many_handlers_at_once),
