@@ -98,6 +98,7 @@ void cordon_count(struct cordon_handler *handler, struct cordon_stats *stats);
 
 /* rights.c */
 bool cordon_may_insert(void);
+bool cordon_may_import(const struct cordon_handler *handler, const u8 *name, size_t length);
 u64 cordon_image_limit(void);
 u64 cordon_text_limit(const struct cordon_handler *handler);
 u64 cordon_time_limit_max(const struct cordon_handler *handler);

@@ -88,7 +88,8 @@ static int resolve_imports(struct cordon_handler *handler)
 		size_t length = cordon_rs_import(handler->note, handler->image.note_length, i, &name);
 
 		/* What is not offered traps, as in the user-mode loader. */
-		handler->gates[i] = cordon_gate_address(name, length) ?: cordon_trap(handler);
+		handler->gates[i] = cordon_may_import(handler, name, length) ? cordon_gate_address(name, length) : 0;
+		handler->gates[i] = handler->gates[i] ?: cordon_trap(handler);
 	}
 	return 0;
 }

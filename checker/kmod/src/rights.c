@@ -49,6 +49,14 @@ u64 cordon_time_limit_max(const struct cordon_handler *handler)
 	return handler->unprivileged ? min_t(u64, limit, (u64)READ_ONCE(time_ms) * NSEC_PER_MSEC) : limit;
 }
 
+/* Whether a handler may import what is called so: the kernel's log is not for everybody. */
+bool cordon_may_import(const struct cordon_handler *handler, const u8 *name, size_t length)
+{
+	static const char log[] = "cordon_log";
+
+	return !handler->unprivileged || length != sizeof(log) - 1 || memcmp(name, log, length);
+}
+
 /* Whether a handler with so much memory, text and stubs (bytes) and so many instructions is within its user's limits, and all such users' together
  * within theirs. Needs cordon_lock. */
 bool cordon_within_quota(const struct cordon_handler *handler, u64 memory, u64 text, u32 instructions)

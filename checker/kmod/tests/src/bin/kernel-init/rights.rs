@@ -118,6 +118,13 @@ pub fn on(device: &Device) -> Result<String> {
         let large = refusal(device.insert(&image("long.handler")?, 0))?;
         ensure!(large == verdict::TOO_LARGE, "much text: {}", verdict::text(large));
         drop(handler);
+        let (host, _) = device.insert(&image("host.sandbox.handler")?, 0)?;
+        for (entry, expected) in [("host_time", kind::RETURNED), ("host_log", kind::BAD_CODE_POINTER)] {
+            let mut run = Run::new(entry, [0; 6]);
+            host.run(&mut run)?;
+            ensure!(run.kind == expected, "{entry}: {}", kind::text(run.kind));
+        }
+        drop(host);
         let kept = fill(&device, "port_filter.sandbox.handler")?;
         Ok((kept.len(), kept[0].about()?.id, kept))
     })?;
