@@ -25,6 +25,7 @@ pub const FUNCTIONS: &[&str] = &[
     "cordon_cpu",
     "cordon_log",
     "cordon_packet_load",
+    "cordon_packet_store",
     "cordon_map_lookup",
     "cordon_map_update",
     "cordon_map_delete",

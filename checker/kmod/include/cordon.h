@@ -121,15 +121,22 @@ struct cordon_totals {
 /* What calls an entry (cordon_attach.kind). */
 enum cordon_event_kind {
 	CORDON_NETFILTER = 0,  /* IPv4 packets of this network namespace at `hook`; result 0 drops */
-	CORDON_KPROBE = 1,     /* a function of the kernel is called: `name`; metered images only */
+	CORDON_KPROBE = 1,     /* an instruction of the kernel is reached: `offset` bytes into `name`; metered images only */
 	CORDON_TRACEPOINT = 2, /* `name`; metered images only */
 	CORDON_TIMER = 3,      /* every `period_ns` */
+	CORDON_NETFILTER6 = 4, /* the same for IPv6 */
 };
+
+/* cordon_attach.flags: the handler may change packets (cordon_packet_store in cordon_handler.h says which bytes). */
+#define CORDON_WRITABLE 1u
 
 /* CORDON_ATTACH gives the event's number. It ends with CORDON_DETACH, or with the handler. */
 struct cordon_attach {
 	__u32 kind;
-	__u32 hook; /* enum nf_inet_hooks */
+	__u32 hook;   /* enum nf_inet_hooks */
+	__u32 flags;  /* CORDON_WRITABLE */
+	__u32 bytes;  /* of a packet that are copied to the argument area, 0 = as many as it has room for */
+	__u64 offset; /* of a kprobe */
 	__u64 period_ns;
 	__u64 time_limit_ns; /* of each call, and its fuel: as in cordon_run */
 	__u64 fuel;
@@ -146,6 +153,8 @@ struct cordon_event_stats {
 	__u64 stopped;
 	__u64 missed; /* the window was in use, or the call refused */
 	__u64 zero;   /* returned 0: packets dropped */
+	__u64 changed; /* packets */
+	__u64 unchanged; /* for want of memory, though the handler wanted it */
 	struct cordon_run last; /* the last call that was stopped */
 };
 

@@ -21,13 +21,18 @@ unsigned long cordon_time_ns(void);
 unsigned cordon_cpu(void);
 
 /* A line for the kernel's log, at most 120 bytes of it, with the handler's number in front; what is not printable ASCII becomes `?`. Gives the
- * bytes taken. -11 (EAGAIN): the handler has had its lines for now (20 in 5 s), or too many wait. -1 (EPERM): whoever inserted it may not write
- * to the log. */
+ * bytes taken. -11 (EAGAIN): the handler has had its lines for now (20 in 5 s), or too many wait. Handlers of users without privileges have no
+ * such function: the call ends with a report. */
 long cordon_log(const char *text, unsigned long bytes);
 
 /* Packets, in calls by netfilter events; `at` counts from the network header. -61 (ENODATA): not called for a packet, -34 (ERANGE): it has no
  * such bytes. */
 long cordon_packet_load(unsigned long at, void *to, unsigned long bytes);
+/* Only where the event was attached with CORDON_WRITABLE (-30 EROFS else). What the kernel has measured the packet by cannot be changed (-1 EPERM,
+ * and nothing is): version, lengths, fragment fields, protocol, options and extension headers, the length fields of TCP and UDP, checksums,
+ * which the kernel keeps right, and what lies behind the network header of other protocols than TCP, UDP and ICMP. A handler may as well change
+ * its copy of the packet: if it lets the packet pass, the differences are taken over, those in such fields dropped. -12 (ENOMEM). */
+long cordon_packet_store(unsigned long at, const void *from, unsigned long bytes);
 
 /* Maps of the handler, by the number that user space gave them with CORDON_MAP_BIND. Keys and values have the lengths that the map was made
  * with. 0, or -9 (EBADF): no map of that number, -2 (ENOENT): no such key, -17 (EEXIST), -28 (ENOSPC): full, -22 (EINVAL): not for this kind

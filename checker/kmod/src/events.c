@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Events that call an entry: packets (netfilter, IPv4), kprobes, tracepoints, a timer.
+/* Events that call an entry: packets (netfilter, IPv4 and IPv6), kprobes, tracepoints, a timer.
  *
  * A packet is copied to the start of the argument area when the window has been taken, so no two callers share it; the entry gets
  * (offset, bytes, hook, whole length) and answers 0 to drop it. Whatever cannot be asked lets it pass. All other events give (count, CPU,
@@ -9,6 +9,7 @@
 #include <linux/kprobes.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter_ipv4.h>
+#include <linux/netfilter_ipv6.h>
 #include <linux/sched.h>
 #include <linux/skbuff.h>
 #include <linux/slab.h>
@@ -25,7 +26,7 @@ struct cordon_event {
 	struct cordon_attach attach;
 	u64 entry;
 	u32 number;
-	atomic64_t fired, returned, stopped, missed, zero;
+	atomic64_t fired, returned, stopped, missed, zero, changed, unchanged;
 	raw_spinlock_t last_lock;
 	struct cordon_run last; /* the last call that was stopped */
 	union {
@@ -38,6 +39,11 @@ struct cordon_event {
 		struct hrtimer timer;
 	};
 };
+
+static bool is_netfilter(const struct cordon_event *event)
+{
+	return event->attach.kind == CORDON_NETFILTER || event->attach.kind == CORDON_NETFILTER6;
+}
 
 /* Runs the entry; false if there is no answer. */
 static bool fire(struct cordon_event *event, struct cordon_run *run, struct cordon_job *job)
@@ -81,13 +87,26 @@ static void fire_plain(struct cordon_event *event)
 
 static unsigned int packet(void *private, struct sk_buff *skb, const struct nf_hook_state *state)
 {
-	struct cordon_job job = { .prepare = cordon_packet_prepare, .packet = skb };
 	struct cordon_event *event = private;
+	struct cordon_job job = {
+		.prepare = cordon_packet_prepare,
+		.finish = cordon_packet_finish,
+		.packet = skb,
+		.family = state->pf,
+		.writable = event->attach.flags & CORDON_WRITABLE,
+		.most = event->attach.bytes,
+	};
 	struct cordon_run run = {};
+	bool drop;
 
 	run.args[2] = state->hook;
 	run.args[3] = skb->len;
-	return fire(event, &run, &job) && !run.result ? NF_DROP : NF_ACCEPT;
+	drop = fire(event, &run, &job) && !run.result;
+	if (job.changed)
+		atomic64_inc(&event->changed);
+	if (job.failed)
+		atomic64_inc(&event->unchanged);
+	return drop ? NF_DROP : NF_ACCEPT;
 }
 
 static int attach_netfilter(struct cordon_event *event)
@@ -97,9 +116,9 @@ static int attach_netfilter(struct cordon_event *event)
 	event->operations = (struct nf_hook_ops){
 		.hook = packet,
 		.priv = event,
-		.pf = NFPROTO_IPV4,
+		.pf = event->attach.kind == CORDON_NETFILTER6 ? NFPROTO_IPV6 : NFPROTO_IPV4,
 		.hooknum = event->attach.hook,
-		.priority = NF_IP_PRI_FIRST,
+		.priority = event->attach.kind == CORDON_NETFILTER6 ? (int)NF_IP6_PRI_FIRST : (int)NF_IP_PRI_FIRST,
 	};
 	event->net = get_net(current->nsproxy->net_ns);
 	return nf_register_net_hook(event->net, &event->operations);
@@ -113,7 +132,10 @@ static int probed(struct kprobe *probe, struct pt_regs *regs)
 
 static int attach_kprobe(struct cordon_event *event)
 {
+	if (event->attach.offset > S32_MAX)
+		return -EINVAL;
 	event->probe.symbol_name = event->attach.name;
+	event->probe.offset = event->attach.offset;
 	event->probe.pre_handler = probed;
 	return register_kprobe(&event->probe);
 }
@@ -170,8 +192,15 @@ static int attach_timer(struct cordon_event *event)
 
 static int attach(struct cordon_event *event)
 {
+	bool packets = is_netfilter(event);
+
+	/* What means nothing must be 0, so that it can mean something one day. */
+	if (event->attach.flags & ~(packets ? CORDON_WRITABLE : 0) || (event->attach.bytes && !packets) ||
+	    (event->attach.offset && event->attach.kind != CORDON_KPROBE))
+		return -EINVAL;
 	switch (event->attach.kind) {
 	case CORDON_NETFILTER:
+	case CORDON_NETFILTER6:
 		return attach_netfilter(event);
 	case CORDON_KPROBE:
 		return event->handler->image.metered ? attach_kprobe(event) : -EPERM;
@@ -188,6 +217,7 @@ static void detach(struct cordon_event *event)
 {
 	switch (event->attach.kind) {
 	case CORDON_NETFILTER:
+	case CORDON_NETFILTER6:
 		nf_unregister_net_hook(event->net, &event->operations);
 		put_net(event->net);
 		synchronize_net();
@@ -223,7 +253,7 @@ int cordon_event_attach(struct cordon_handler *handler, const struct cordon_atta
 	mutex_lock(&handler->events_lock);
 	failed = handler->ended ? -ENODEV : entry < 0 ? -ENOENT : attach(event);
 	if (failed) {
-		if (wanted->kind == CORDON_NETFILTER && event->net)
+		if (is_netfilter(event) && event->net)
 			put_net(event->net);
 		kfree(event);
 	} else {
@@ -276,6 +306,8 @@ int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats 
 		stats->stopped = atomic64_read(&event->stopped);
 		stats->missed = atomic64_read(&event->missed);
 		stats->zero = atomic64_read(&event->zero);
+		stats->changed = atomic64_read(&event->changed);
+		stats->unchanged = atomic64_read(&event->unchanged);
 		/* Those inside another probe never come here. */
 		if (event->attach.kind == CORDON_KPROBE) {
 			stats->fired += event->probe.nmissed;

@@ -30,6 +30,7 @@ static const struct {
 	{ "cordon_cpu", cordon_host_cpu },
 	{ "cordon_log", cordon_host_log },
 	{ "cordon_packet_load", cordon_packet_load },
+	{ "cordon_packet_store", cordon_packet_store },
 	{ "cordon_map_lookup", cordon_map_lookup },
 	{ "cordon_map_update", cordon_map_update },
 	{ "cordon_map_delete", cordon_map_delete },

@@ -156,6 +156,8 @@ extern unsigned int cordon_log_lines;
 
 /* packet.c */
 int cordon_packet_prepare(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
+void cordon_packet_finish(struct cordon_handler *handler, const struct cordon_run *run, struct cordon_job *job);
+u32 cordon_packet_store(struct cordon_context *context);
 u32 cordon_packet_load(struct cordon_context *context);
 
 /* map.c */
@@ -174,7 +176,15 @@ DECLARE_PER_CPU(struct cordon_context *, cordon_current);
 struct cordon_job {
 	/* Runs with the window taken, before the entry; a failure refuses the call. */
 	int (*prepare)(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
+	/* Runs after it, with the window still taken. */
+	void (*finish)(struct cordon_handler *handler, const struct cordon_run *run, struct cordon_job *job);
 	struct sk_buff *packet;
+	u8 family;     /* NFPROTO_IPV4 or NFPROTO_IPV6 */
+	bool writable; /* the packet may be changed */
+	bool changed;
+	int failed;    /* changing it */
+	u32 most;      /* bytes to be copied, 0 = all that fit */
+	u32 copied;
 };
 
 int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job);

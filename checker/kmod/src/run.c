@@ -212,6 +212,8 @@ int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run
 		if (!failed) {
 			atomic64_inc(&handler->calls);
 			call(handler, entry, stack, run, job);
+			if (job && job->finish)
+				job->finish(handler, run, job);
 		}
 		if (stack)
 			cordon_stack_give();

@@ -219,7 +219,11 @@ pub mod event {
     pub const KPROBE: u32 = 1;
     pub const TRACEPOINT: u32 = 2;
     pub const TIMER: u32 = 3;
+    pub const NETFILTER6: u32 = 4;
 }
+
+/// Flag of [`Attach`]: the handler may change packets.
+pub const WRITABLE: u32 = 1;
 
 /// `struct cordon_attach`.
 #[derive(Clone, Debug)]
@@ -229,6 +233,12 @@ pub struct Attach {
     pub kind: u32,
     /// `enum nf_inet_hooks`.
     pub hook: u32,
+    /// [`WRITABLE`], for packets.
+    pub flags: u32,
+    /// Of a packet that are copied; 0 = as many as there is room for.
+    pub bytes: u32,
+    /// Of a kprobe, from the function's start.
+    pub offset: u64,
     pub period_ns: u64,
     pub time_limit_ns: u64,
     pub fuel: u64,
@@ -240,7 +250,18 @@ impl Attach {
     /// `entry` for events of `kind` called `name`; names that are too long are cut.
     #[must_use]
     pub fn new(kind: u32, name: &str, entry: &str) -> Attach {
-        Attach { kind, hook: 0, period_ns: 0, time_limit_ns: 0, fuel: 0, name: cut(name), entry: cut(entry) }
+        Attach {
+            kind,
+            hook: 0,
+            flags: 0,
+            bytes: 0,
+            offset: 0,
+            period_ns: 0,
+            time_limit_ns: 0,
+            fuel: 0,
+            name: cut(name),
+            entry: cut(entry),
+        }
     }
 }
 
@@ -304,6 +325,9 @@ pub struct EventStats {
     pub stopped: u64,
     pub missed: u64,
     pub zero: u64,
+    /// Packets that the handler changed, and those that it could not for want of memory.
+    pub changed: u64,
+    pub unchanged: u64,
     /// The last call that was stopped.
     pub last: Run,
 }

@@ -1,4 +1,4 @@
-//! Events as people write them: `netfilter:pre_routing`, `tracepoint:sched:sched_switch`, `kprobe:vfs_read`, `timer:10ms`.
+//! Events as people write them: `netfilter:pre_routing`, `netfilter6:local_in`, `tracepoint:sched:sched_switch`, `kprobe:vfs_read+0x10`, `timer:10ms`.
 
 use crate::abi::{Attach, NAME_BYTES, event, text_of};
 use std::fmt;
@@ -13,8 +13,10 @@ const HOOKS: [&str; 5] = ["pre_routing", "local_in", "forward", "local_out", "po
 pub enum Event {
     /// IPv4 packets at a netfilter hook (`enum nf_inet_hooks`) of this network namespace.
     Netfilter(u32),
-    /// A function of the kernel.
-    Kprobe(String),
+    /// The same for IPv6.
+    Netfilter6(u32),
+    /// A function of the kernel, and how many bytes into it.
+    Kprobe(String, u64),
     /// A tracepoint; names are unique in the kernel, so that the system is not asked for.
     Tracepoint(String),
     /// Every so often.
@@ -27,7 +29,8 @@ impl Event {
     pub fn attach(&self, entry: &str) -> Attach {
         match self {
             Event::Netfilter(hook) => Attach { hook: *hook, ..Attach::new(event::NETFILTER, "", entry) },
-            Event::Kprobe(name) => Attach::new(event::KPROBE, name, entry),
+            Event::Netfilter6(hook) => Attach { hook: *hook, ..Attach::new(event::NETFILTER6, "", entry) },
+            Event::Kprobe(name, offset) => Attach { offset: *offset, ..Attach::new(event::KPROBE, name, entry) },
             Event::Tracepoint(name) => Attach::new(event::TRACEPOINT, name, entry),
             Event::Timer(period) => {
                 let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
@@ -41,7 +44,8 @@ impl Event {
     pub fn of(attach: &Attach) -> Option<Event> {
         Some(match attach.kind {
             event::NETFILTER => Event::Netfilter(attach.hook),
-            event::KPROBE => Event::Kprobe(text_of(&attach.name)),
+            event::NETFILTER6 => Event::Netfilter6(attach.hook),
+            event::KPROBE => Event::Kprobe(text_of(&attach.name), attach.offset),
             event::TRACEPOINT => Event::Tracepoint(text_of(&attach.name)),
             event::TIMER => Event::Timer(Duration::from_nanos(attach.period_ns)),
             _ => return None,
@@ -52,11 +56,15 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Event::Netfilter(hook) => match HOOKS.get(*hook as usize) {
-                Some(name) => write!(f, "netfilter:{name}"),
-                None => write!(f, "netfilter:{hook}"),
-            },
-            Event::Kprobe(name) => write!(f, "kprobe:{name}"),
+            Event::Netfilter(hook) | Event::Netfilter6(hook) => {
+                f.write_str(if matches!(self, Event::Netfilter(_)) { "netfilter:" } else { "netfilter6:" })?;
+                match HOOKS.get(*hook as usize) {
+                    Some(name) => f.write_str(name),
+                    None => write!(f, "{hook}"),
+                }
+            }
+            Event::Kprobe(name, 0) => write!(f, "kprobe:{name}"),
+            Event::Kprobe(name, offset) => write!(f, "kprobe:{name}+{offset:#x}"),
             Event::Tracepoint(name) => write!(f, "tracepoint:{name}"),
             Event::Timer(period) => match period.as_nanos() {
                 ns if ns % 1_000_000_000 == 0 => write!(f, "timer:{}s", ns / 1_000_000_000),
@@ -75,6 +83,15 @@ fn name(text: &str) -> Result<String, String> {
     } else {
         Err(format!("{text:?} is no name of a function or tracepoint"))
     }
+}
+
+/// A number of bytes, with 0x in base 16.
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("{text:?} is no number of bytes"))
 }
 
 fn period(text: &str) -> Result<Duration, String> {
@@ -98,12 +115,16 @@ impl FromStr for Event {
     fn from_str(text: &str) -> Result<Event, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match kind {
-            "netfilter" => {
+            "netfilter" | "netfilter6" => {
+                let event = if kind == "netfilter" { Event::Netfilter } else { Event::Netfilter6 };
                 let hook = HOOKS.iter().position(|hook| *hook == rest);
                 let hook = hook.and_then(|at| u32::try_from(at).ok());
-                hook.map(Event::Netfilter).ok_or_else(|| format!("expected a hook: {}", HOOKS.join(", ")))
+                hook.map(event).ok_or_else(|| format!("expected a hook: {}", HOOKS.join(", ")))
             }
-            "kprobe" => name(rest).map(Event::Kprobe),
+            "kprobe" => {
+                let (function, offset) = rest.split_once('+').unwrap_or((rest, "0"));
+                Ok(Event::Kprobe(name(function)?, number(offset)?))
+            }
             "tracepoint" => {
                 let (system, rest) = rest.rsplit_once(':').unwrap_or(("", rest));
                 if system == "syscalls" {
@@ -114,7 +135,10 @@ impl FromStr for Event {
                 name(rest).map(Event::Tracepoint)
             }
             "timer" => period(rest).map(Event::Timer),
-            _ => Err("expected netfilter:HOOK, kprobe:FUNCTION, tracepoint:SYSTEM:NAME or timer:PERIOD".into()),
+            _ => {
+                Err("expected netfilter:HOOK, netfilter6:HOOK, kprobe:FUNCTION[+OFFSET], tracepoint:SYSTEM:NAME or timer:PERIOD"
+                    .into())
+            }
         }
     }
 }
@@ -129,7 +153,10 @@ mod tests {
         for (text, expected) in [
             ("netfilter:pre_routing", Event::Netfilter(0)),
             ("netfilter:post_routing", Event::Netfilter(4)),
-            ("kprobe:__x64_sys_getppid", Event::Kprobe("__x64_sys_getppid".into())),
+            ("netfilter6:local_in", Event::Netfilter6(1)),
+            ("kprobe:__x64_sys_getppid", Event::Kprobe("__x64_sys_getppid".into(), 0)),
+            ("kprobe:vfs_read+0x10", Event::Kprobe("vfs_read".into(), 16)),
+            ("kprobe:vfs_read+7", Event::Kprobe("vfs_read".into(), 7)),
             ("tracepoint:raw_syscalls:sys_enter", Event::Tracepoint("sys_enter".into())),
             ("tracepoint:sched_switch", Event::Tracepoint("sched_switch".into())),
             ("timer:250us", Event::Timer(Duration::from_micros(250))),
@@ -154,7 +181,11 @@ mod tests {
             "kprobe",
             "kprobe:",
             "kprobe:a b",
-            "kprobe:a+4",
+            "kprobe:a+",
+            "kprobe:a+4+4",
+            "kprobe:a+x",
+            "kprobe:a+-4",
+            "netfilter6:ingress",
             "tracepoint:",
             "tracepoint:sched:",
             "tracepoint:syscalls:sys_enter_openat",

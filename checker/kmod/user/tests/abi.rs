@@ -25,12 +25,14 @@ fn structures_and_commands_are_those_of_the_header() {
     fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries, maps);
     check("sizeof(struct cordon_attach)", size_of::<Attach>() as u64);
     check("sizeof(struct cordon_event_stats)", size_of::<EventStats>() as u64);
-    fields!(Attach "cordon_attach": kind, hook, period_ns, time_limit_ns, fuel, name, entry);
-    fields!(EventStats "cordon_event_stats": number, flags, attach, fired, returned, stopped, missed, zero, last);
+    fields!(Attach "cordon_attach": kind, hook, flags, bytes, offset, period_ns, time_limit_ns, fuel, name, entry);
+    fields!(EventStats "cordon_event_stats": number, flags, attach, fired, returned, stopped, missed, zero, changed, unchanged, last);
     check("sizeof(struct cordon_about)", size_of::<About>() as u64);
     fields!(About "cordon_about": id, flags, uid, pid, process, name, events, stats);
     check("CORDON_UNPRIVILEGED", abi::UNPRIVILEGED.into());
     check("CORDON_TIMER", abi::event::TIMER.into());
+    check("CORDON_NETFILTER6", abi::event::NETFILTER6.into());
+    check("CORDON_WRITABLE", abi::WRITABLE.into());
     check("sizeof(struct cordon_map_spec)", size_of::<MapSpec>() as u64);
     check("sizeof(struct cordon_map_bind)", size_of::<MapBind>() as u64);
     check("sizeof(struct cordon_map_access)", size_of::<MapAccess>() as u64);

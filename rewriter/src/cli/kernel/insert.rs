@@ -26,7 +26,8 @@ use std::time::Duration;
 /// Events:
 ///   netfilter:HOOK          IPv4 packets of this network namespace at pre_routing, local_in, forward, local_out or post_routing; the
 ///                           entry gets (packet, bytes, hook, whole length) and drops the packet by returning 0
-///   kprobe:FUNCTION         a function of the kernel is called
+///   netfilter6:HOOK         the same for IPv6
+///   kprobe:FUNCTION[+BYTES] a function of the kernel is called, or an instruction in it is reached
 ///   tracepoint:SYSTEM:NAME  a tracepoint (as in /sys/kernel/tracing/events)
 ///   timer:PERIOD            every 250us, 10ms, 1s …; at least 100us
 /// All but packets give the entry (count, CPU, process, time in ns). Kprobes and tracepoints take metered images only (rewrite --fuel).
@@ -50,6 +51,9 @@ pub struct Args {
     /// Which entry is called (default: the only one, else `handler`)
     #[arg(long, value_name = "NAME", requires = "event")]
     pub entry: Option<String>,
+    /// Let the handler change packets, but for what the kernel has measured them by (`cordon_handler.h`)
+    #[arg(long, requires = "event")]
+    pub writable: bool,
     /// Leave the handler in the kernel when this command ends; needs CAP_SYS_MODULE, and keeps the module from being unloaded
     #[arg(long)]
     pub pin: bool,
@@ -159,7 +163,9 @@ fn no_entry(file: &[u8], message: &str) -> Failure {
 
 fn attach(args: &Args, handler: &Handler, event: &Event, entry: &str) -> Result<(), Failure> {
     let limit = args.time_limit.and_then(|limit| limit.0).map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
-    let wanted = Attach { time_limit_ns: limit, fuel: args.fuel.unwrap_or(0), ..event.attach(entry) };
+    let packets = matches!(event, Event::Netfilter(_) | Event::Netfilter6(_));
+    let flags = if args.writable && packets { abi::WRITABLE } else { 0 };
+    let wanted = Attach { time_limit_ns: limit, fuel: args.fuel.unwrap_or(0), flags, ..event.attach(entry) };
     let error = match handler.attach(&wanted) {
         Ok(_) => return Ok(()),
         Err(error) => error,
@@ -169,7 +175,7 @@ fn attach(args: &Args, handler: &Handler, event: &Event, entry: &str) -> Result<
         return Err(no_entry(&file, &format!("no entry {entry}")));
     }
     let metered = split(&file).ok().and_then(|parts| Note::parse(parts.note).ok().map(|note| note.layout.mode.metered));
-    let probe = matches!(event, Event::Kprobe(_) | Event::Tracepoint(_));
+    let probe = matches!(event, Event::Kprobe(..) | Event::Tracepoint(_));
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if probe => ("no-event", "the kernel has none of that name".to_owned()),
         io::ErrorKind::PermissionDenied if probe && metered == Some(false) => {

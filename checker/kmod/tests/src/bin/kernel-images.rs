@@ -88,8 +88,11 @@ fn prepare(builder: &Builder, fixture: &Fixture, folder: &Path) -> Result<bool> 
 const INCLUDE: &str = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
 
 /// Handlers of the guest's tests, in the modes that events take.
-const EVENT_HANDLERS: [(&str, &str); 2] =
-    [("port_filter", include_str!("../../handlers/port_filter.c")), ("host", include_str!("../../handlers/host.c"))];
+const EVENT_HANDLERS: [(&str, &str); 3] = [
+    ("port_filter", include_str!("../../handlers/port_filter.c")),
+    ("host", include_str!("../../handlers/host.c")),
+    ("packets", include_str!("../../handlers/packets.c")),
+];
 
 fn event_handler(builder: &Builder, name: &'static str, source: &'static str, folder: &Path) -> Result<()> {
     let flags = &["-mgeneral-regs-only", INCLUDE];

@@ -265,6 +265,10 @@ pub fn packets(device: &Device) -> Result<String> {
     let event = subject.handler.attach(&attach(event::NETFILTER, "", "on_packet"))?;
     ensure!(exchange(9997, 40)? == 40, "packets are lost");
     subject.handler.detach(event)?;
+    // The same with less of the packets copied.
+    let event = subject.handler.attach(&Attach { bytes: 24, ..attach(event::NETFILTER, "", "on_packet") })?;
+    ensure!(exchange(9997, 10)? == 10 && subject.handler.event(event)?.stopped == 0, "packets are lost");
+    subject.handler.detach(event)?;
     let (seen, bad) = (subject.heap(&file, 0)?, subject.heap(&file, 1)?);
     ensure!(seen >= 40 && bad == 0, "{seen} packets, {bad} differences");
     let outside = subject.handler.attach(&attach(event::NETFILTER, "", "on_packet_outside"))?;

@@ -1,5 +1,6 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
+mod change;
 mod events;
 mod files;
 mod host;
@@ -495,6 +496,9 @@ const TESTS: &[Test] = &[
     ("maps are shared by all CPUs", host::shared_map),
     ("packets load as they are", host::packets),
     ("host functions in kprobes", host::from_probes),
+    ("packets are changed", change::rewritten),
+    ("TCP passes and is changed", change::tcp),
+    ("no change harms the kernel", change::destroyed),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
