@@ -75,7 +75,7 @@ struct cordon_run {
 	__u32 frame[CORDON_FRAMES];
 	__u32 depth[CORDON_FRAMES];
 	char gate[32];
-	__u32 reserved;
+	__u32 cpu; /* that it ran on */
 };
 
 struct cordon_insert {
@@ -83,7 +83,7 @@ struct cordon_insert {
 	__u64 image; /* address and length of the image file */
 	__u64 length;
 	char name[CORDON_NAME_BYTES]; /* for lists, at will */
-	__u32 flags;	/* CORDON_DEMAND_METERED */
+	__u32 flags;	/* CORDON_DEMAND_METERED, CORDON_PER_CPU */
 	/* out */
 	__u32 verdict;	/* enum cordon_verdict */
 	__u32 rule;	/* number in SPEC.md */
@@ -97,6 +97,8 @@ struct cordon_insert {
 #define CORDON_DEMAND_METERED 1u
 
 /* Counts since insertion. */
+/* A window for each CPU, so that calls on several do not miss. Each has its own data: at file offset CPU << 32 for pread, pwrite and mmap. */
+#define CORDON_PER_CPU 2u
 struct cordon_stats {
 	__u64 calls;	/* begun */
 	__u64 returned;

@@ -38,6 +38,7 @@
 
 struct cordon_handler;
 struct cordon_job;
+struct cordon_window;
 
 /* Places in cordon_context.regs. */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R12 = 12, R13, R14, R15 };
@@ -65,6 +66,7 @@ struct cordon_context {
 	u32 expired;   /* the deadline has passed in a gate */
 	struct cordon_handler *handler;
 	struct cordon_job *job; /* NULL: called by user space */
+	struct cordon_window *window;
 };
 
 int cordon_enter(struct cordon_context *context);

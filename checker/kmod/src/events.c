@@ -111,7 +111,7 @@ static unsigned int packet(void *private, struct sk_buff *skb, const struct nf_h
 
 static int attach_netfilter(struct cordon_event *event)
 {
-	if (event->attach.hook >= NF_INET_NUMHOOKS || !cordon_window_area(event->handler, CORDON_ARGUMENT))
+	if (event->attach.hook >= NF_INET_NUMHOOKS || !cordon_window_area(cordon_window_of(event->handler, 0), CORDON_ARGUMENT))
 		return -EINVAL;
 	event->operations = (struct nf_hook_ops){
 		.hook = packet,

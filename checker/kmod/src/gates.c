@@ -92,7 +92,7 @@ u32 cordon_gate_range(struct cordon_context *context, u64 offset, u64 length, bo
 
 	if (offset >> 32 || length > (1ULL << 32) - offset)
 		return refuse(context, offset, length, write);
-	span = cordon_window_span(context->handler, offset, write);
+	span = cordon_window_span(context->window, offset, write);
 	if (span < length)
 		return refuse(context, offset + span, length, write);
 	*to = (u8 *)context->base + offset;
@@ -178,7 +178,7 @@ static u32 gate_compare(struct cordon_context *context)
 static u32 gate_length(struct cordon_context *context)
 {
 	u64 *regs = context->regs, start = regs[RDI], at;
-	u64 span = start >> 32 ? 0 : cordon_window_span(context->handler, start, false);
+	u64 span = start >> 32 ? 0 : cordon_window_span(context->window, start, false);
 	const u8 *text = (u8 *)context->base + start;
 
 	for (at = 0; at < span; at++) {

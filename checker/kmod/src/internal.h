@@ -36,6 +36,14 @@ struct cordon_memory {
 
 #define CORDON_TABLE 5
 
+struct cordon_window {
+	struct vm_struct *area;
+	u64 base;
+	u32 memories;
+	struct cordon_memory memory[CORDON_REGIONS + 1];
+	raw_spinlock_t busy; /* a call is inside */
+};
+
 struct cordon_map;
 struct sk_buff;
 
@@ -58,11 +66,9 @@ struct cordon_handler {
 	u32 fault_count;
 	u32 first_page, page_count;
 	/* window.c */
-	struct vm_struct *area;
-	u64 base;
-	u32 memories;
+	u32 windows; /* 1, or one for each CPU that there may be, by number */
+	struct cordon_window **window;
 	u64 window_pages;
-	struct cordon_memory memory[CORDON_REGIONS + 1];
 	/* host.c */
 	atomic64_t log_since; /* when the lines that log_lines counts began, ns */
 	atomic_t log_lines, log_left_out;
@@ -70,7 +76,6 @@ struct cordon_handler {
 	struct cordon_map *maps[CORDON_MAPS];
 	/* run.c */
 	u64 *gates; /* by import: what its slot holds */
-	raw_spinlock_t busy;
 	/* events.c */
 	struct mutex events_lock;
 	struct list_head events;
@@ -121,10 +126,11 @@ bool cordon_in_text(const struct cordon_handler *handler, u64 address);
 u64 cordon_trap(const struct cordon_handler *handler);
 
 /* window.c */
-int cordon_window_make(struct cordon_handler *handler, const u8 *file);
+int cordon_window_make(struct cordon_handler *handler, const u8 *file, u64 bytes);
 void cordon_window_free(struct cordon_handler *handler);
-u64 cordon_window_span(struct cordon_handler *handler, u64 offset, bool write);
-const struct cordon_memory *cordon_window_area(const struct cordon_handler *handler, u32 kind);
+u64 cordon_window_span(struct cordon_window *window, u64 offset, bool write);
+const struct cordon_memory *cordon_window_area(const struct cordon_window *window, u32 kind);
+struct cordon_window *cordon_window_of(const struct cordon_handler *handler, u32 cpu);
 struct page *cordon_window_page(struct cordon_handler *handler, u64 offset, bool write);
 
 /* stack.c */
@@ -155,8 +161,8 @@ u32 cordon_host_log(struct cordon_context *context);
 extern unsigned int cordon_log_lines;
 
 /* packet.c */
-int cordon_packet_prepare(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
-void cordon_packet_finish(struct cordon_handler *handler, const struct cordon_run *run, struct cordon_job *job);
+int cordon_packet_prepare(struct cordon_window *window, struct cordon_run *run, struct cordon_job *job);
+void cordon_packet_finish(struct cordon_window *window, const struct cordon_run *run, struct cordon_job *job);
 u32 cordon_packet_store(struct cordon_context *context);
 u32 cordon_packet_load(struct cordon_context *context);
 
@@ -175,9 +181,9 @@ DECLARE_PER_CPU(struct cordon_context *, cordon_current);
 /* What an event brings along. */
 struct cordon_job {
 	/* Runs with the window taken, before the entry; a failure refuses the call. */
-	int (*prepare)(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job);
+	int (*prepare)(struct cordon_window *window, struct cordon_run *run, struct cordon_job *job);
 	/* Runs after it, with the window still taken. */
-	void (*finish)(struct cordon_handler *handler, const struct cordon_run *run, struct cordon_job *job);
+	void (*finish)(struct cordon_window *window, const struct cordon_run *run, struct cordon_job *job);
 	struct sk_buff *packet;
 	u8 family;     /* NFPROTO_IPV4 or NFPROTO_IPV6 */
 	bool writable; /* the packet may be changed */
@@ -197,5 +203,6 @@ int cordon_event_detach(struct cordon_handler *handler, u32 number);
 int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats *stats);
 void cordon_events_detach(struct cordon_handler *handler);
 u32 cordon_events_count(struct cordon_handler *handler);
+int cordon_run_in(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run);
 
 #endif

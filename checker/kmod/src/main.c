@@ -69,11 +69,17 @@ static u64 memory_of(const struct cordon_image *image)
 	return bytes;
 }
 
+static u32 windows_of(const struct cordon_handler *handler)
+{
+	return handler->windows == 1 ? 1 : num_possible_cpus();
+}
+
 static bool fits(const struct cordon_handler *handler)
 {
 	const struct cordon_image *image = &handler->image;
 
-	return memory_of(image) <= (u64)READ_ONCE(cordon_memory_limit_mb) << 20 && image->text_length <= cordon_text_limit(handler);
+	return memory_of(image) * windows_of(handler) <= (u64)READ_ONCE(cordon_memory_limit_mb) << 20 &&
+	       image->text_length <= cordon_text_limit(handler);
 }
 
 static int resolve_imports(struct cordon_handler *handler)
@@ -108,7 +114,7 @@ static u32 judge(struct cordon_handler *handler, const u8 *file, bool metered, u
 		insert->offset = max(feature, 0);
 		if (feature >= 0)
 			return CORDON_NO_CPU;
-		if (!cordon_within_quota(handler, memory_of(image), cordon_text_bytes(image->text_length, judgement.instructions),
+		if (!cordon_within_quota(handler, memory_of(image) * windows_of(handler), cordon_text_bytes(image->text_length, judgement.instructions),
 					 judgement.instructions))
 			return CORDON_OVER_QUOTA;
 		verdict = cordon_text_place(handler, text, judgement.instructions);
@@ -146,7 +152,7 @@ static int build(struct cordon_handler *handler, const u8 *file, size_t length, 
 		failed = insert->verdict ? -EINVAL : resolve_imports(handler);
 	}
 	if (!failed)
-		failed = cordon_window_make(handler, file);
+		failed = cordon_window_make(handler, file, memory_of(image));
 	cordon_window_pages_used += handler->window_pages;
 	if (!failed)
 		failed = cordon_text_arm(handler, scratch);
@@ -154,19 +160,23 @@ static int build(struct cordon_handler *handler, const u8 *file, size_t length, 
 	return failed;
 }
 
+/* Runs the constructors, in each window. */
 static int initialise(struct cordon_handler *handler, struct cordon_insert *insert)
 {
 	static const u8 name[] = "cordon.init";
 	s64 entry = cordon_rs_entry(handler->note, handler->image.note_length, name, sizeof(name) - 1);
-	int failed;
+	int failed = 0;
+	u32 i;
 
 	memset(&insert->run, 0, sizeof(insert->run));
-	if (entry < 0)
-		return 0;
-	failed = cordon_run(handler, entry, &insert->run);
-	if (!failed && insert->run.kind) {
-		insert->verdict = CORDON_INIT_STOPPED;
-		failed = -EINVAL;
+	for (i = 0; entry >= 0 && i < handler->windows && !failed; i++) {
+		if (!handler->window[i])
+			continue;
+		failed = cordon_run_in(handler, handler->window[i], entry, &insert->run);
+		if (!failed && insert->run.kind) {
+			insert->verdict = CORDON_INIT_STOPPED;
+			failed = -EINVAL;
+		}
 	}
 	return failed;
 }
@@ -371,7 +381,7 @@ static int insert_file(const u8 *file, size_t length, struct cordon_insert *inse
 		return -ENOMEM;
 	cordon_introduce(handler, insert->name);
 	INIT_LIST_HEAD(&handler->list);
-	raw_spin_lock_init(&handler->busy);
+	handler->windows = insert->flags & CORDON_PER_CPU ? nr_cpu_ids : 1;
 	mutex_init(&handler->events_lock);
 	INIT_LIST_HEAD(&handler->events);
 	mutex_lock(&cordon_lock);
@@ -407,7 +417,7 @@ static long insert(struct cordon_insert __user *argument)
 		return PTR_ERR(insert);
 	insert->verdict = insert->rule = insert->offset = 0;
 	insert->name[sizeof(insert->name) - 1] = 0;
-	if (insert->flags & ~CORDON_DEMAND_METERED || !insert->length)
+	if (insert->flags & ~(CORDON_DEMAND_METERED | CORDON_PER_CPU) || !insert->length)
 		result = -EINVAL;
 	else if (insert->length > cordon_image_limit())
 		result = -EFBIG;

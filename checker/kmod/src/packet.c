@@ -211,20 +211,20 @@ static int change(struct cordon_job *job, const struct shape *shape, u32 at, con
 	return 0;
 }
 
-static u8 *area_of(const struct cordon_handler *handler)
+static u8 *area_of(const struct cordon_window *window)
 {
-	return (u8 *)handler->base + cordon_window_area(handler, CORDON_ARGUMENT)->start;
+	return (u8 *)window->base + cordon_window_area(window, CORDON_ARGUMENT)->start;
 }
 
 /* Copies the packet to the start of the argument area. */
-int cordon_packet_prepare(struct cordon_handler *handler, struct cordon_run *run, struct cordon_job *job)
+int cordon_packet_prepare(struct cordon_window *window, struct cordon_run *run, struct cordon_job *job)
 {
-	const struct cordon_memory *area = cordon_window_area(handler, CORDON_ARGUMENT);
+	const struct cordon_memory *area = cordon_window_area(window, CORDON_ARGUMENT);
 	u32 length = min_t(u64, job->packet->len, area ? area->end - area->start : 0);
 
 	if (job->most)
 		length = min(length, job->most);
-	if (!length || skb_copy_bits(job->packet, 0, area_of(handler), length))
+	if (!length || skb_copy_bits(job->packet, 0, area_of(window), length))
 		return -EINVAL;
 	job->copied = length;
 	run->args[0] = area->start;
@@ -253,16 +253,16 @@ static void compare(const struct cordon_job *job, const u8 *copy, u32 *from, u32
 }
 
 /* Takes over what the handler has changed in its copy, if it lets the packet pass. */
-void cordon_packet_finish(struct cordon_handler *handler, const struct cordon_run *run, struct cordon_job *job)
+void cordon_packet_finish(struct cordon_window *window, const struct cordon_run *run, struct cordon_job *job)
 {
 	struct shape shape;
 	u32 from, to;
 
 	if (!job->writable || run->kind != CORDON_RETURNED || !run->result)
 		return;
-	compare(job, area_of(handler), &from, &to);
+	compare(job, area_of(window), &from, &to);
 	if (from < to && !measure(job, &shape))
-		job->failed = change(job, &shape, from, area_of(handler) + from, to - from);
+		job->failed = change(job, &shape, from, area_of(window) + from, to - from);
 }
 
 /* Whether a packet has these bytes. */
@@ -330,6 +330,6 @@ u32 cordon_packet_store(struct cordon_context *context)
 	failed = measure(job, &shape) || is_fixed(job, &shape, at, from, bytes) ? -EPERM : change(job, &shape, at, from, bytes);
 	/* The copy follows, so that it does not change the packet back. */
 	if (!failed && at < job->copied)
-		failed = skb_copy_bits(job->packet, at, area_of(context->handler) + at, min_t(u64, bytes, job->copied - at));
+		failed = skb_copy_bits(job->packet, at, area_of(context->window) + at, min_t(u64, bytes, job->copied - at));
 	return cordon_gate_give(context, failed);
 }

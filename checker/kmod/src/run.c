@@ -152,17 +152,20 @@ static u64 time_limit(const struct cordon_handler *handler, u64 wanted_ns)
 }
 
 /* With preemption off, on a native stack and with the window taken. */
-static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct cordon_run *run, struct cordon_job *job)
+static void call(struct cordon_handler *handler, struct cordon_window *window, u64 entry, u64 stack, struct cordon_run *run,
+		 struct cordon_job *job)
 {
 	struct cordon_context context = {
-		.base = handler->base,
+		.base = window->base,
 		.stack = stack,
 		.flags = boot_cpu_has(X86_FEATURE_FSGSBASE) ? CORDON_FLAG_FSGSBASE : 0,
 		.fuel = handler->image.metered ? min_t(u64, run->fuel ?: DEFAULT_FUEL, S64_MAX) : 0,
 		.handler = handler,
+		.window = window,
 		.job = job,
 	};
 	u64 begin = ktime_get_mono_fast_ns(), fuel = context.fuel;
+
 
 	if (irqs_disabled() || in_nmi())
 		context.fuel = fuel = min_t(u64, fuel, FUEL_WITHOUT_INTERRUPTS);
@@ -185,47 +188,66 @@ static void call(struct cordon_handler *handler, u64 entry, u64 stack, struct co
 		run->fuel_used = (s64)context.fuel < 0 ? fuel : fuel - context.fuel;
 }
 
-/* Calls the entry at a text offset. 0, or why it was not called: -EBUSY (the window is in use), -EAGAIN (nested too deep, or a CPU on its
- * way in or out), -EPERM (interrupts are off and the text is not metered). What it found is in `run`. */
-int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job)
+/* With preemption off; `window` NULL = that of this CPU. */
+static int run_in(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run, struct cordon_job *job)
 {
-	int failed = 0;
+	int failed;
 	u64 stack;
 
+	run->cpu = raw_smp_processor_id();
+	window = window ?: cordon_window_of(handler, run->cpu);
+	if ((irqs_disabled() || in_nmi()) && !handler->image.metered)
+		return -EPERM;
+	if (!cordon_watchdog_armed() || !window)
+		return -EAGAIN;
+	if (!raw_spin_trylock(&window->busy))
+		return -EBUSY;
+	stack = cordon_stack_take();
+	failed = !stack ? -EAGAIN : job && job->prepare ? job->prepare(window, run, job) : 0;
+	if (!failed) {
+		atomic64_inc(&handler->calls);
+		call(handler, window, entry, stack, run, job);
+		if (job && job->finish)
+			job->finish(window, run, job);
+	}
+	if (stack)
+		cordon_stack_give();
+	raw_spin_unlock(&window->busy);
+	return failed;
+}
+
+static int run_with(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run,
+		    struct cordon_job *job)
+{
+	int failed;
+
 	run->result = run->elapsed_ns = run->fuel_used = 0;
-	run->kind = run->flags = run->frames = run->access_bytes = run->text_offset = run->reserved = 0;
+	run->kind = run->flags = run->frames = run->access_bytes = run->text_offset = 0;
 	run->address = run->window_offset = 0;
 	memset(run->registers, 0, sizeof(run->registers));
 	memset(run->gate, 0, sizeof(run->gate));
 	preempt_disable();
-	if ((irqs_disabled() || in_nmi()) && !handler->image.metered) {
-		failed = -EPERM;
-	} else if (!cordon_watchdog_armed()) {
-		failed = -EAGAIN;
-	} else if (!raw_spin_trylock(&handler->busy)) {
-		atomic64_inc(&handler->missed);
-		preempt_enable();
-		return -EBUSY;
-	} else {
-		stack = cordon_stack_take();
-		failed = !stack ? -EAGAIN : job && job->prepare ? job->prepare(handler, run, job) : 0;
-		if (!failed) {
-			atomic64_inc(&handler->calls);
-			call(handler, entry, stack, run, job);
-			if (job && job->finish)
-				job->finish(handler, run, job);
-		}
-		if (stack)
-			cordon_stack_give();
-		raw_spin_unlock(&handler->busy);
-	}
-	if (failed)
-		atomic64_inc(&handler->refused);
+	failed = run_in(handler, window, entry, run, job);
 	preempt_enable();
+	if (failed)
+		atomic64_inc(failed == -EBUSY ? &handler->missed : &handler->refused);
 	return failed;
+}
+
+/* Calls the entry at a text offset. 0, or why it was not called: -EBUSY (the window is in use), -EAGAIN (nested too deep, or a CPU on its
+ * way in or out), -EPERM (interrupts are off and the text is not metered). What it found is in `run`. */
+int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job)
+{
+	return run_with(handler, NULL, entry, run, job);
 }
 
 int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run)
 {
-	return cordon_run_with(handler, entry, run, NULL);
+	return run_with(handler, NULL, entry, run, NULL);
+}
+
+/* In a window of one's choice: constructors run in each. */
+int cordon_run_in(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run)
+{
+	return run_with(handler, window, entry, run, NULL);
 }

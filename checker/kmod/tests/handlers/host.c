@@ -6,6 +6,8 @@ typedef unsigned long u64;
 
 #define HEAP ((volatile u64 *)__cordon_heap_start)
 
+__attribute__((constructor)) static void begin(void) { HEAP[30] = 4711; }
+
 long host_time(void)
 {
 	u64 first = cordon_time_ns(), second = cordon_time_ns();
@@ -14,6 +16,14 @@ long host_time(void)
 	HEAP[1] = second;
 	HEAP[2] = cordon_cpu();
 	return second >= first;
+}
+
+/* Busy for a while; one more call. */
+long host_work(u64 rounds)
+{
+	for (volatile u64 i = 0; i < rounds; i++)
+		;
+	return (long)++HEAP[3];
 }
 
 long host_log(const char *text, u64 bytes) { return cordon_log(text, bytes); }

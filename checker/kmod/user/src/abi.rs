@@ -7,6 +7,8 @@ pub const FRAMES: usize = 32;
 
 /// Flag of [`Insert`]: only metered text.
 pub const DEMAND_METERED: u32 = 1;
+/// Flag of [`Insert`]: a window for each CPU.
+pub const PER_CPU: u32 = 2;
 
 /// Flags of [`Run`].
 pub const HAS_PLACE: u32 = 1;
@@ -91,7 +93,8 @@ pub struct Run {
     pub frame: [u32; FRAMES],
     pub depth: [u32; FRAMES],
     pub gate: [u8; 32],
-    pub reserved: u32,
+    /// That it ran on.
+    pub cpu: u32,
 }
 
 impl Run {
@@ -127,7 +130,7 @@ impl Default for Run {
             frame: [0; FRAMES],
             depth: [0; FRAMES],
             gate: [0; 32],
-            reserved: 0,
+            cpu: 0,
         }
     }
 }

@@ -161,6 +161,22 @@ impl Handler {
         self.0.write_all_at(bytes, offset.into())
     }
 
+    /// Fills `bytes` from the memory of a CPU's window (0: the only one).
+    ///
+    /// # Errors
+    /// If not all of it is memory, or there is no such window.
+    pub fn read_of(&self, cpu: u32, offset: u32, bytes: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(bytes, u64::from(cpu) << 32 | u64::from(offset))
+    }
+
+    /// Writes the memory of a CPU's window (0: the only one).
+    ///
+    /// # Errors
+    /// If not all of it is writable memory, or there is no such window.
+    pub fn write_of(&self, cpu: u32, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, u64::from(cpu) << 32 | u64::from(offset))
+    }
+
     /// Has an entry called by an event; gives the event's number.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ fn structures_and_commands_are_those_of_the_header() {
         };
     }
     fields!(Run "cordon_run": entry, args, time_limit_ns, fuel, result, elapsed_ns, fuel_used, kind, flags, text_offset, access_bytes,
-        address, window_offset, registers, frames, frame, depth, gate);
+        address, window_offset, registers, frames, frame, depth, gate, cpu);
     fields!(Insert "cordon_insert": image, length, name, flags, verdict, rule, offset, instructions, max_depth, features, run);
     fields!(Stats "cordon_stats": calls, returned, stopped, busy, refused, pages, text_bytes);
     fields!(Totals "cordon_totals": handlers, inserted, removed, arena_pages, window_pages, table_entries, maps);
@@ -33,6 +33,7 @@ fn structures_and_commands_are_those_of_the_header() {
     check("CORDON_TIMER", abi::event::TIMER.into());
     check("CORDON_NETFILTER6", abi::event::NETFILTER6.into());
     check("CORDON_WRITABLE", abi::WRITABLE.into());
+    check("CORDON_PER_CPU", abi::PER_CPU.into());
     check("sizeof(struct cordon_map_spec)", size_of::<MapSpec>() as u64);
     check("sizeof(struct cordon_map_bind)", size_of::<MapBind>() as u64);
     check("sizeof(struct cordon_map_access)", size_of::<MapAccess>() as u64);

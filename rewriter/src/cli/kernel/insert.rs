@@ -51,6 +51,9 @@ pub struct Args {
     /// Which entry is called (default: the only one, else `handler`)
     #[arg(long, value_name = "NAME", requires = "event")]
     pub entry: Option<String>,
+    /// Give each CPU a window of its own, with its own data, so that calls on several at once do not miss
+    #[arg(long)]
+    pub per_cpu: bool,
     /// Let the handler change packets, but for what the kernel has measured them by (`cordon_handler.h`)
     #[arg(long, requires = "event")]
     pub writable: bool,
@@ -88,7 +91,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let device = args.node.open()?;
     // From here on Ctrl-C ends the command in an orderly way.
     let interrupts = Interrupts::hold().map_err(|e| Failure::one(Exit::Internal, Problem::new("internal", e.to_string())))?;
-    let flags = if args.metered { abi::DEMAND_METERED } else { 0 };
+    let flags = if args.metered { abi::DEMAND_METERED } else { 0 } | if args.per_cpu { abi::PER_CPU } else { 0 };
     let name = args.image.file_name().unwrap_or_default().to_string_lossy();
     let inserted = device.insert_named(&name, &file, flags);
     let (handler, _) = inserted.map_err(|error| not_inserted(args, &file, &error))?;

@@ -1,6 +1,7 @@
 //! The guest's /init: loads the module, runs the tests, prints a line for each and a last one with the sums, ends the machine.
 
 mod change;
+mod cpus;
 mod events;
 mod files;
 mod host;
@@ -499,6 +500,7 @@ const TESTS: &[Test] = &[
     ("packets are changed", change::rewritten),
     ("TCP passes and is changed", change::tcp),
     ("no change harms the kernel", change::destroyed),
+    ("each CPU has its window", cpus::windows),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
