@@ -1,14 +1,15 @@
 //! Prebuilt archives, rewritten whole: what becomes of them, how long the rewriter takes, and what windows cost the programs around them.
 
 use crate::stats::median;
-use crate::{report, subject, workouts};
+use crate::workouts;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
-use cordon_fixtures::program::WORKOUTS;
-use cordon_rewriter::accounts::{Accounts, members, settle};
+use cordon_fixtures::program::{Effort, WORKOUTS};
+use cordon_rewriter::accounts::{members, settle};
 use cordon_rewriter::object::Input;
 use cordon_rewriter::{Options, rewrite};
-use std::fmt::Write as _;
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -18,91 +19,74 @@ const TOGETHER: [&str; 3] = ["sqlite3", "zstd", "musl"];
 /// Runs, of which the median counts.
 const RUNS: usize = 5;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Write the table between the markers of this document
-    #[arg(long, value_name = "FILE")]
-    update: Option<PathBuf>,
-    /// Write the measured times to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Interleaved rounds of the programs around the archives; 0 leaves them out
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
-    rounds: u32,
-    /// Only measure the rewriter, on the files of this folder (what the command starts itself with)
-    #[arg(long, hide = true, value_name = "FOLDER")]
-    measure: Option<PathBuf>,
-    /// With these imports
-    #[arg(long, hide = true, value_name = "NAME")]
-    import: Vec<String>,
+/// What was measured of the archives.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Archives {
+    pub accounts: Vec<Account>,
+    pub programs: Vec<workouts::Row>,
+    pub together: Together,
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
-    if let Some(folder) = &args.measure {
-        return measure(folder, &args.import);
+/// What became of one archive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Account {
+    pub name: String,
+    pub functions: usize,
+    pub instructions: usize,
+    /// Functions that the rewriter refuses.
+    pub refused: usize,
+    /// Bytes of code before and after.
+    pub text_in: usize,
+    pub text_out: usize,
+}
+
+/// Some archives rewritten into one image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Together {
+    pub names: Vec<String>,
+    pub instructions: usize,
+    /// Bytes of code that went in.
+    pub text_in: usize,
+    pub seconds: f64,
+    pub processors: usize,
+    pub processor_seconds: f64,
+    pub peak_mib: u64,
+}
+
+/// Measures all of it; the programs around the archives in `rounds` interleaved rounds, 0 leaves them out.
+///
+/// # Errors
+/// If an archive is missing or a program prints something else in a window than natively.
+pub fn measure(rounds: u32, bar: &ProgressBar) -> Result<Archives> {
+    let mut accounts = Vec::new();
+    for archive in &ARCHIVES {
+        bar.set_message(format!("rewriting {}", archive.name));
+        accounts.push(account(archive)?);
     }
-    let accounts: Vec<(&Archive, Accounts)> =
-        ARCHIVES.iter().map(|archive| Ok((archive, account(archive)?))).collect::<Result<_>>()?;
-    let programs = programs(args.rounds)?;
-    let mut table = heading(args.rounds)?;
-    writeln!(table, "| archive | functions | instructions | refused | text | {}", workouts::titles())?;
-    writeln!(table, "| --- | ---: | ---: | ---: | ---: |{}", workouts::ALIGNMENT)?;
-    let (mut text_in, mut text_out) = (0, 0);
-    for (archive, found) in &accounts {
-        let stats = &found.made.stats;
-        (text_in, text_out) = (text_in + stats.text_in, text_out + stats.text_out);
-        writeln!(
-            table,
-            "| {} | {} | {} | {} | {:+.1} % | {}",
-            archive.name,
-            stats.functions,
-            stats.instructions,
-            found.functions_refused().len(),
-            growth(stats.text_in, stats.text_out),
-            workouts::cells(programs.iter().find(|row| row.archive == archive.name))
-        )?;
+    let mut programs = Vec::new();
+    if rounds > 0 {
+        let cordon = workouts::cordon()?;
+        for workout in &WORKOUTS {
+            bar.set_message(format!("the program around {}", workout.archive));
+            programs.push(workouts::row(workout, &cordon, Effort::Bench, rounds).context(workout.archive)?);
+        }
     }
-    writeln!(table, "| all, geometric mean | | | | {:+.1} % |{}\n", growth(text_in, text_out), workouts::means(&programs))?;
-    table.push_str(&together()?);
-    println!("{table}");
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&workouts::json(&programs))?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-    }
-    args.update.as_ref().map_or(Ok(()), |path| report::update(path, "archives", &table))
+    bar.set_message("rewriting several archives together");
+    Ok(Archives { accounts, programs, together: together()? })
 }
 
-/// What the columns of [`workouts`] mean.
-fn heading(rounds: u32) -> Result<String> {
-    Ok(format!(
-        "{}, {} and musl. Each archive in a program of `fixtures/programs/`, natively and under `cordon run`: processor time of the whole process, \
-         load and check of the image included, medians of {rounds} interleaved rounds; ratios to native.\n\n",
-        subject::cpu(),
-        subject::gcc()?
-    ))
-}
-
-/// Times of the programs around the archives.
-fn programs(rounds: u32) -> Result<Vec<workouts::Row>> {
-    if rounds == 0 {
-        return Ok(Vec::new());
-    }
-    let cordon = workouts::cordon()?;
-    let measured = WORKOUTS.iter().map(|workout| {
-        eprintln!("measuring {}", workout.archive);
-        workouts::row(workout, &cordon, rounds).context(workout.archive)
-    });
-    measured.collect()
-}
-
-fn growth(text_in: usize, text_out: usize) -> f64 {
-    (text_out as f64 / text_in as f64 - 1.0) * 100.0
-}
-
-fn account(archive: &Archive) -> Result<Accounts> {
+fn account(archive: &Archive) -> Result<Account> {
     let options = Options { syscalls: archive.syscalls, ..Options::default() };
-    settle(parts(archive)?, &options).map_err(|refusals| anyhow!("{}: {refusals}", archive.name))
+    let found = settle(parts(archive)?, &options).map_err(|refusals| anyhow!("{}: {refusals}", archive.name))?;
+    let stats = &found.made.stats;
+    Ok(Account {
+        name: archive.name.into(),
+        functions: stats.functions,
+        instructions: stats.instructions,
+        refused: found.functions_refused().len(),
+        text_in: stats.text_in,
+        text_out: stats.text_out,
+    })
 }
 
 /// The members, with the archive in their names.
@@ -112,7 +96,7 @@ fn parts(archive: &Archive) -> Result<Vec<Input>> {
 }
 
 /// Rewrites the archives of [`TOGETHER`] into one image, in a process of its own, so that nothing but the rewriter's memory counts.
-fn together() -> Result<String> {
+fn together() -> Result<Together> {
     let all: Vec<Vec<Input>> = ARCHIVES.iter().filter(|a| TOGETHER.contains(&a.name)).map(parts).collect::<Result<_>>()?;
     let options = Options { syscalls: true, ..Options::default() };
     let found = settle(all.concat(), &options).map_err(|refusals| anyhow!("{refusals}"))?;
@@ -121,36 +105,41 @@ fn together() -> Result<String> {
         std::fs::write(folder.path().join(format!("{number:05}.a")), &member.bytes)?;
     }
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["archives", "--measure"]).arg(folder.path());
+    command.arg("together").arg(folder.path());
     let output = command.args(found.imports.iter().flat_map(|name| ["--import", name])).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Rewrites the files of `folder` and says how long that takes and how much memory.
-fn measure(folder: &Path, imports: &[String]) -> Result<()> {
+/// Rewrites the files of `folder` and prints how long that takes and how much memory.
+///
+/// # Errors
+/// If they cannot be rewritten.
+pub fn rewrite_folder(folder: &Path, imports: &[String]) -> Result<()> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.sort();
     let input = |path: &PathBuf| Ok(Input { name: path.display().to_string(), bytes: std::fs::read(path)? });
     let all: Vec<Input> = paths.iter().map(input).collect::<Result<_>>()?;
     let options = Options { syscalls: true, whole_archive: true, imports: imports.to_vec(), ..Options::default() };
-    let (mut times, mut instructions) = (Vec::new(), 0);
+    let (mut times, mut stats) = (Vec::new(), None);
     let before = processor_time()?;
     for _ in 0..RUNS {
         let start = Instant::now();
         let made = rewrite(&all, &options).map_err(|refusals| anyhow!("{refusals}"))?;
         times.push(start.elapsed().as_secs_f64());
-        instructions = made.stats.instructions;
+        stats = Some(made.stats);
     }
-    let time = median(&times).context("no run")?;
-    let processor = (processor_time()? - before) / RUNS as f64;
-    println!(
-        "{} together, {instructions} instructions: {:.1} s on {} processors ({processor:.1} s of processor time), {} MiB at most",
-        TOGETHER.join(" + "),
-        time,
-        std::thread::available_parallelism()?,
-        peak()?
-    );
+    let stats = stats.context("no run")?;
+    let together = Together {
+        names: TOGETHER.map(str::to_owned).into(),
+        instructions: stats.instructions,
+        text_in: stats.text_in,
+        seconds: median(&times).context("no run")?,
+        processors: std::thread::available_parallelism()?.get(),
+        processor_seconds: (processor_time()? - before) / RUNS as f64,
+        peak_mib: peak()?,
+    };
+    println!("{}", serde_json::to_string(&together)?);
     Ok(())
 }
 

@@ -1,40 +1,55 @@
 //! What windows cost whole programs around Debian's archives, against the same program and archive linked natively with the same C library.
 
-use crate::report::ratio;
-use crate::stats::{geomean, median};
-use anyhow::{Context, Result, ensure};
+use crate::stats::median;
+use anyhow::{Context as _, Result, ensure};
 use cordon_fixtures::program::{Effort, Rig, Workout};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A column of the table: its name, words for `cordon cc`, words for `cordon run`.
-const COLUMNS: [(&str, &[&str], &[&str]); 3] = [
+/// A column: its name, words for `cordon cc`, words for `cordon run`.
+type Column = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+/// The columns, named as in [`crate::columns`].
+pub const COLUMNS: [Column; 5] = [
     ("window", &[], &[]),
-    ("fast window", &["--fast-window"], &["--fast-window"]),
+    ("fast", &["--fast-window"], &["--fast-window"]),
+    ("stores", &["--protect", "stores"], &["--protect", "stores"]),
     ("match", &["--mode", "match"], &["--mode", "match"]),
+    ("metered", &["--fuel"], &["--metered"]),
 ];
 
-/// Processor times of one archive's program: what the process took, from start to end.
+/// Processor times of one archive's program, nanoseconds of each round: what the process took, from start to end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    pub archive: &'static str,
-    native: Vec<u64>,
-    columns: [Vec<u64>; COLUMNS.len()],
+    pub archive: String,
+    pub native: Vec<u64>,
+    /// By column.
+    pub columns: BTreeMap<String, Vec<u64>>,
 }
 
 impl Row {
-    fn native(&self) -> f64 {
+    /// Nanoseconds natively.
+    pub fn native(&self) -> f64 {
         median(&self.native).map_or(f64::NAN, |ns| ns as f64)
     }
 
     /// Medians against each other.
-    fn ratio(&self, column: usize) -> Option<f64> {
-        Some(median(&self.columns[column])? as f64 / self.native())
+    pub fn ratio(&self, column: &str) -> Option<f64> {
+        Some(median(self.columns.get(column)?)? as f64 / self.native())
     }
 
     /// Least and greatest ratio of one round in a window.
-    fn spread(&self) -> Option<(f64, f64)> {
-        let rounds = || self.columns[0].iter().zip(&self.native).map(|(window, native)| *window as f64 / *native as f64);
+    pub fn spread(&self) -> Option<(f64, f64)> {
+        let rounds = || {
+            self.columns
+                .get("window")
+                .into_iter()
+                .flatten()
+                .zip(&self.native)
+                .map(|(window, native)| *window as f64 / *native as f64)
+        };
         Some((rounds().reduce(f64::min)?, rounds().reduce(f64::max)?))
     }
 }
@@ -53,26 +68,26 @@ pub fn cordon() -> Result<PathBuf> {
 ///
 /// # Errors
 /// If it cannot be built, or prints something else in a window than natively.
-pub fn row(workout: &Workout, cordon: &Path, rounds: u32) -> Result<Row> {
+pub fn row(workout: &Workout, cordon: &Path, effort: Effort, rounds: u32) -> Result<Row> {
     let folder = tempfile::tempdir()?;
     let rig = workout.set_up(folder.path(), cordon)?;
     for (name, compiling, _) in COLUMNS {
         rig.image(name, compiling)?;
     }
-    let mut row = Row { archive: workout.archive, native: Vec::new(), columns: Default::default() };
+    let mut row = Row { archive: workout.archive.into(), native: Vec::new(), columns: BTreeMap::new() };
     for _ in 0..rounds {
-        round(&rig, &mut row)?;
+        round(&rig, effort, &mut row)?;
     }
     Ok(row)
 }
 
-fn round(rig: &Rig<'_>, row: &mut Row) -> Result<()> {
-    let native = rig.native(Effort::Bench)?;
+fn round(rig: &Rig<'_>, effort: Effort, row: &mut Row) -> Result<()> {
+    let native = rig.native(effort)?;
     row.native.push(nanoseconds(native.time));
-    for ((name, _, running), times) in COLUMNS.iter().zip(&mut row.columns) {
-        let hosted = rig.hosted(name, running, Effort::Bench).context(*name)?;
+    for (name, _, running) in COLUMNS {
+        let hosted = rig.hosted(name, running, effort).context(name)?;
         ensure!(hosted.output == native.output, "{name}: other output than natively");
-        times.push(nanoseconds(hosted.time));
+        row.columns.entry(name.into()).or_default().push(nanoseconds(hosted.time));
     }
     Ok(())
 }
@@ -81,55 +96,30 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Titles of the cells of [`cells`].
-pub fn titles() -> String {
-    format!("native | {} | spread |", COLUMNS.map(|c| c.0).join(" | "))
-}
-
-/// Alignment of those cells.
-pub const ALIGNMENT: &str = " ---: | ---: | ---: | ---: | --- |";
-
-/// The cells of one archive, empty if nothing was measured.
-pub fn cells(row: Option<&Row>) -> String {
-    let Some(row) = row else { return " | | | | |".into() };
-    let ratios: Vec<String> = (0..COLUMNS.len()).map(|c| ratio(row.ratio(c))).collect();
-    let spread = row.spread().map_or_else(|| "–".into(), |(least, greatest)| format!("{least:.3} … {greatest:.3}"));
-    format!("{:.2} s | {} | {spread} |", row.native() / 1e9, ratios.join(" | "))
-}
-
-/// Geometric means in those cells.
-pub fn means(rows: &[Row]) -> String {
-    let mean = |c: usize| ratio(geomean(&rows.iter().filter_map(|r| r.ratio(c)).collect::<Vec<_>>()));
-    format!(" | {} | |", (0..COLUMNS.len()).map(mean).collect::<Vec<_>>().join(" | "))
-}
-
-/// Everything that was measured.
-pub fn json(rows: &[Row]) -> Value {
-    let row = |r: &Row| {
-        let ratios: Vec<_> = (0..COLUMNS.len()).map(|c| r.ratio(c)).collect();
-        json!({ "archive": r.archive, "native_ns": r.native, "columns_ns": r.columns, "ratios": ratios })
-    };
-    json!({ "columns": COLUMNS.map(|c| c.0), "archives": rows.iter().map(row).collect::<Vec<_>>() })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::{ALIGNMENT, Row, cells, json, means, titles};
+pub mod tests {
+    use super::Row;
+
+    /// Windows take 1.1, 1.1, 0.9 of native in three rounds, times `factor` in the second.
+    pub fn example(archive: &str, factor: u64) -> Row {
+        let columns = [
+            ("window", vec![1_100_000_000, 2_200_000_000 * factor, 3_600_000_000]),
+            ("fast", vec![2_000_000_000; 3]),
+            ("match", vec![3_000_000_000; 3]),
+        ];
+        Row {
+            archive: archive.into(),
+            native: vec![1_000_000_000, 2_000_000_000, 4_000_000_000],
+            columns: columns.map(|(k, v)| (k.into(), v)).into(),
+        }
+    }
 
     #[test]
     fn ratios_are_of_medians_and_the_spread_is_of_rounds() {
-        let row = |archive, factor: u64| Row {
-            archive,
-            native: vec![1_000_000_000, 2_000_000_000, 4_000_000_000],
-            columns: [vec![1_100_000_000, 2_200_000_000 * factor, 3_600_000_000], vec![2_000_000_000; 3], vec![3_000_000_000; 3]],
-        };
-        let rows = [row("a", 1), row("b", 4)];
-        assert_eq!(cells(Some(&rows[0])), "2.00 s | 1.100 | 1.000 | 1.500 | 0.900 … 1.100 |");
-        assert_eq!(cells(Some(&rows[1])), "2.00 s | 1.800 | 1.000 | 1.500 | 0.900 … 4.400 |");
-        assert_eq!(means(&rows), " | 1.407 | 1.000 | 1.500 | |");
-        assert_eq!(json(&rows)["archives"][1]["ratios"][0], 1.8);
-        for text in [titles(), ALIGNMENT.to_owned(), cells(None), means(&rows)] {
-            assert_eq!(text.matches('|').count(), 5, "{text}");
-        }
+        let row = example("a", 1);
+        assert_eq!((row.ratio("window"), row.ratio("match")), (Some(1.1), Some(1.5)));
+        assert_eq!(row.spread(), Some((0.9, 1.1)));
+        assert_eq!(example("b", 4).ratio("window"), Some(1.8));
+        assert_eq!(row.ratio("metered"), None);
     }
 }
