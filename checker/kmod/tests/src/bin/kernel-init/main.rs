@@ -4,6 +4,7 @@ mod change;
 mod cpus;
 mod events;
 mod files;
+mod health;
 mod host;
 mod rights;
 mod tool;
@@ -18,6 +19,7 @@ use cordon_image::Image;
 use cordon_kernel::abi::{self, Run, kind, verdict};
 use cordon_kernel::{Device, Handler, InsertError, Places};
 use cordon_kernel_tests::Expected;
+use health::log;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -434,35 +436,6 @@ fn many_handlers_at_once(device: &Device) -> Result<String> {
     })
 }
 
-/// The kernel's whole log.
-fn log() -> String {
-    let mut bytes = vec![0_u8; 1 << 20];
-    // SAFETY: the buffer has that many bytes. 3 = SYSLOG_ACTION_READ_ALL.
-    let length = unsafe { libc::klogctl(3, bytes.as_mut_ptr().cast(), bytes.len() as i32) };
-    String::from_utf8_lossy(&bytes[..usize::try_from(length).unwrap_or(0)]).into_owned()
-}
-
-fn log_is_clean() -> Result<String> {
-    const BAD: &[&str] = &[
-        "BUG",
-        "WARNING",
-        "Oops",
-        "Call Trace",
-        "general protection",
-        "lockup",
-        "stall",
-        "Poison overwritten",
-        "bad pte",
-        "Redzone",
-        "KFENCE",
-    ];
-    let log = log();
-    ensure!(!log.is_empty(), "no log");
-    let bad: Vec<&str> = log.lines().filter(|line| BAD.iter().any(|word| line.contains(word))).collect();
-    ensure!(bad.is_empty(), "{}", bad.join("\n    "));
-    Ok(format!("{} lines", log.lines().count()))
-}
-
 type Test = (&'static str, fn(&Device) -> Result<String>);
 
 const TESTS: &[Test] = &[
@@ -488,6 +461,7 @@ const TESTS: &[Test] = &[
     ("the command holds a handler", tool::held),
     ("the command says what is wrong", tool::refusals),
     ("handlers have numbers", tool::numbers),
+    ("whoever lets go last ends a handler", tool::races),
     ("users insert only where they are let", rights::off),
     ("users have their own handlers and tighter limits", rights::on),
     ("users together leave half of the room", rights::shares),
@@ -522,6 +496,7 @@ fn run() -> (u32, u32) {
         .and_then(|()| mount("proc", "/proc"))
         .and_then(|()| mount("sysfs", "/sys"))
         .and_then(|()| load_module());
+    let leaks = health::Leaks::new();
     let device = prepared.and_then(|()| device());
     match device {
         Ok(device) => {
@@ -533,15 +508,14 @@ fn run() -> (u32, u32) {
                 tell(name, result, &mut sums);
             }
             drop(device);
-            tell(
-                "the module unloads and loads again",
-                unload_module().and_then(|()| load_module()).map(|()| "twice".into()),
-                &mut sums,
-            );
+            tell("the module unloads when nothing holds it", tool::unloads(), &mut sums);
         }
         Err(error) => tell("the module loads", Err(error), &mut sums),
     }
-    tell("the kernel's log is clean", log_is_clean(), &mut sums);
+    if let Some(leaks) = leaks {
+        tell("kmemleak finds nothing", leaks.unreferenced(), &mut sums);
+    }
+    tell("the kernel's log is clean", health::log_is_clean(), &mut sums);
     sums
 }
 

@@ -1,11 +1,12 @@
 //! The `cordon` command in the guest, and what it stands on: numbers, pins, lists, removal.
 
 use super::events::{counter, exchange, filter, loopback};
-use super::{image, unload_module};
+use super::{image, load_module, unload_module};
 use anyhow::{Context as _, Result, ensure};
 use cordon_kernel::abi::{self, Attach, Run, event, kind};
 use cordon_kernel::{Device, Event};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const CORDON: &str = "/cordon";
@@ -62,8 +63,6 @@ pub fn pinned(device: &Device) -> Result<String> {
     }
     let list = succeed(&["list"])?;
     ensure!(list.contains("port_filter.sandbox.handler") && list.contains("pinned") && list.lines().count() == 2, "{list}");
-    ensure!(unload_module().is_err(), "the module unloads in spite of a pinned handler");
-    ensure!(exchange(9999, 10)? == 0, "the filter filters after that");
     ensure!(succeed(&["remove", &id.to_string()])? == format!("handler {id} removed\n"), "removal");
     ensure!(exchange(9999, 10)? == 10, "the filter goes on after its removal");
     ensure!(succeed(&["list", "--format", "json"])?.trim() == r#"{"handlers":[]}"#, "the list is empty");
@@ -222,4 +221,92 @@ pub fn numbers(device: &Device) -> Result<String> {
     drop(third);
     ensure!(device.totals()?.handlers == 0, "unpinned and closed");
     Ok("pins, removal, lists".into())
+}
+
+/// Nobody has the device open: a pinned handler that a timer calls keeps the module, its removal lets it go; the next one starts from nothing.
+pub fn unloads() -> Result<String> {
+    let open = || super::device();
+    let timer = "timer:1ms".parse::<Event>().map_err(anyhow::Error::msg)?.attach("port_filter");
+    for round in 0..3 {
+        let (handler, _) = open()?.insert(&image("port_filter.sandbox.handler")?, 0)?;
+        handler.attach(&timer)?;
+        handler.pin()?;
+        let id = handler.about()?.id;
+        drop(handler);
+        for _ in 0..5 {
+            ensure!(unload_module().is_err(), "round {round}: the module unloads in spite of a pinned handler");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let device = open()?;
+        let calls = device.handler(id)?.about()?.stats.calls;
+        ensure!(calls > 0, "round {round}: the timer does not call");
+        ensure!(unload_module().is_err(), "round {round}: the module unloads with its device open");
+        device.remove(id)?;
+        drop(device);
+        unload_module()?;
+        ensure!(open().is_err(), "round {round}: the device outlives the module");
+        load_module()?;
+        let totals = open()?.totals()?;
+        ensure!((totals.handlers, totals.inserted, totals.arena_pages) == (0, 0, 0), "round {round}: {totals:?}");
+    }
+    Ok("3 times, 6 refusals each".into())
+}
+
+/// Threads insert, pin, open, call, attach and remove what they find; in the end nothing is left.
+pub fn races(device: &Device) -> Result<String> {
+    const ROUNDS: u64 = 60;
+    let file = image("port_filter.sandbox.handler")?;
+    let timer = "timer:1ms".parse::<Event>().map_err(anyhow::Error::msg)?.attach("port_filter");
+    let (opened, removed, inserting) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(2));
+    let insert = |seed: u64| -> Result<()> {
+        for round in 0..ROUNDS {
+            let (handler, _) = device.insert(&file, 0)?;
+            if (round + seed).is_multiple_of(2) {
+                // Somebody may have removed it.
+                let _ = handler.attach(&timer);
+            }
+            if (round + seed).is_multiple_of(3) {
+                let _ = handler.pin();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    };
+    let insert = |seed| {
+        let done = insert(seed);
+        inserting.fetch_sub(1, Ordering::Relaxed);
+        done
+    };
+    let meddle = |first: u64| -> Result<()> {
+        let mut round = 0;
+        while inserting.load(Ordering::Relaxed) > 0 {
+            round += 1;
+            for about in device.list()? {
+                if let Ok(handler) = device.handler(about.id) {
+                    opened.fetch_add(1, Ordering::Relaxed);
+                    let _ = (handler.run(&mut Run::new("port_filter", [0; 6])), handler.events()?);
+                    let _ = if (u64::from(about.id) + round).is_multiple_of(2) { handler.pin() } else { handler.unpin() };
+                }
+                if (u64::from(about.id) + round + first).is_multiple_of(3) && device.remove(about.id).is_ok() {
+                    removed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let (insert, meddle) = (&insert, &meddle);
+        let inserters: Vec<_> = (0..2).map(|seed| scope.spawn(move || insert(seed))).collect();
+        let meddlers: Vec<_> = (0..2).map(|first| scope.spawn(move || meddle(first))).collect();
+        inserters.into_iter().chain(meddlers).try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a panic"))?)
+    })?;
+    for about in device.list()? {
+        device.remove(about.id)?;
+    }
+    let totals = device.totals()?;
+    ensure!((totals.handlers, totals.arena_pages, totals.window_pages) == (0, 0, 0), "{totals:?}");
+    let (opened, removed) = (opened.into_inner(), removed.into_inner());
+    ensure!(opened > 20 && removed > 20, "{opened} opened, {removed} removed");
+    Ok(format!("{} handlers, {opened} opened, {removed} removed", 2 * ROUNDS))
 }
