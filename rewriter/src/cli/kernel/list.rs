@@ -169,6 +169,8 @@ pub fn one(about: &About, events: &[EventStats], places: Option<&Places>) -> Rep
                 "fired": event.fired,
                 "returned": event.returned,
                 "zero": event.zero,
+                "changed": event.changed,
+                "unchanged": event.unchanged,
                 "stopped": event.stopped,
                 "missed": event.missed,
                 "last_stop": last.as_ref().map(Stop::json),

@@ -6,8 +6,9 @@ mod stop;
 
 use super::outcome::{Exit, Failure, Problem};
 use cordon_kernel::Device;
-use cordon_kernel::abi::{EventStats, Stats};
+use cordon_kernel::abi::{EventStats, Stats, WRITABLE, event};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -87,9 +88,12 @@ fn counts(stats: &Stats) -> Value {
 
 /// Counts of an event in words. The zeros of packets are those that were dropped.
 fn words(stats: &EventStats) -> String {
-    let zero = if stats.attach.kind == cordon_kernel::abi::event::NETFILTER { "dropped" } else { "returned 0" };
-    format!(
-        "fired {}, returned {}, {zero} {}, stopped {}, missed {}",
-        stats.fired, stats.returned, stats.zero, stats.stopped, stats.missed
-    )
+    let packets = matches!(stats.attach.kind, event::NETFILTER | event::NETFILTER6);
+    let zero = if packets { "dropped" } else { "returned 0" };
+    let mut text = format!("fired {}, returned {}, {zero} {}", stats.fired, stats.returned, stats.zero);
+    if stats.attach.flags & WRITABLE != 0 {
+        let _ = write!(text, ", changed {}, not for want of memory {}", stats.changed, stats.unchanged);
+    }
+    let _ = write!(text, ", stopped {}, missed {}", stats.stopped, stats.missed);
+    text
 }
