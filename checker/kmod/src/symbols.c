@@ -35,13 +35,12 @@ static unsigned long function(const char *name)
 		return 0;
 	address = (unsigned long)probe.addr;
 	unregister_kprobe(&probe);
-	/* With IBT the probe lies behind the landing pad. */
-	if (address & 15) {
+	/* With landing pads the probe lies behind the function's. */
+	if (IS_ENABLED(CONFIG_X86_KERNEL_IBT)) {
 		const void *pad = (const void *)(address - 4);
 
-		if ((address & 15) != 4 || (memcmp(pad, endbr, 4) && memcmp(pad, sealed, 4)))
-			return 0;
-		address -= 4;
+		if (!memcmp(pad, endbr, 4) || !memcmp(pad, sealed, 4))
+			address -= 4;
 	}
 	return address;
 }
