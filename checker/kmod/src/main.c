@@ -271,6 +271,8 @@ static long handler_ioctl(struct file *file, unsigned int command, unsigned long
 	case CORDON_PIN:
 		return cordon_pin(handler);
 	case CORDON_UNPIN:
+		if (!capable(CAP_SYS_MODULE))
+			return -EPERM;
 		cordon_unpin(handler);
 		return 0;
 	case CORDON_MAP_BIND:

@@ -240,7 +240,7 @@ impl Handler {
     /// Takes that back.
     ///
     /// # Errors
-    /// As `ioctl(2)`.
+    /// EPERM without CAP_SYS_MODULE.
     pub fn unpin(&self) -> io::Result<()> {
         ioctl(&self.0, abi::UNPIN, &mut 0_u32).map(drop)
     }

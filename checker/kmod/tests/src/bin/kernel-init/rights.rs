@@ -72,7 +72,8 @@ pub fn off(device: &Device) -> Result<String> {
         ensure!(is(&device.handler(id), libc::ENOENT) && is(&device.remove(id), libc::ENOENT), "a user opens or ends one");
         // Who was given a descriptor may call, not attach or pin.
         handler.run(&mut Run::new("port_filter", [0; 6]))?;
-        ensure!(is(&handler.attach(&event), libc::EPERM) && is(&handler.pin(), libc::EPERM), "a user attaches or pins");
+        ensure!(is(&handler.attach(&event), libc::EPERM), "a user attaches");
+        ensure!(is(&handler.pin(), libc::EPERM) && is(&handler.unpin(), libc::EPERM), "a user pins or unpins");
         Ok(())
     })?;
     ensure!(handler.about()?.stats.calls == 1, "the call was not made");
