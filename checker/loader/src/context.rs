@@ -12,7 +12,7 @@ pub const HOME: u64 = USER_STACK_LOW as u64 + 8;
 
 /// Flags of [`Context::flags`], tested by the assembly.
 pub mod flag {
-    /// The CPU and kernel have AVX: clear and release upper halves.
+    /// The CPU and kernel have AVX: vector registers are cleared with their upper halves.
     pub const AVX: u32 = 1;
     /// The text uses x87 or MMX, or may load the x87 control word.
     pub const X87: u32 = 2;
@@ -32,6 +32,12 @@ pub mod flag {
     pub const METERED: u32 = 256;
     /// The host function that returns is longjmp: the gate goes where [`super::Frame`] says, with the registers of its record.
     pub const RESUME: u32 = 512;
+    /// The text may name vector registers or see control words: they are cleared and checked at entry.
+    pub const VECTORS: u32 = 1024;
+    /// The text may use upper halves of vector registers: exit releases them.
+    pub const UPPER: u32 = 2048;
+    /// The thread has a shadow stack.
+    pub const SHADOWED: u32 = 4096;
 }
 
 /// Stop codes that the assembly leaves in [`Context::stop`].
@@ -56,11 +62,11 @@ pub mod stop {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Frame {
-    /// Host rsp to return to; the host's MXCSR lies there.
+    /// Host rsp to return to; the host's MXCSR lies there ([`flag::VECTORS`]).
     pub host_rsp: u64,
     /// Host segment base found at entry.
     pub host_gs: u64,
-    /// Shadow stack pointer at entry, 0 if there is no shadow stack.
+    /// Shadow stack pointer at entry, if there is a shadow stack.
     pub shadow: u64,
     /// Native rsp at the running host import (its return address is there).
     pub gate_rsp: u64,
@@ -78,12 +84,12 @@ pub struct Frame {
     pub args: [u64; 6],
     /// Floating-point arguments of the entry, then of the running import.
     pub float_args: [f64; 8],
-    /// rax and xmm0 at return; result of a host import.
+    /// Result of a host import.
     pub result: u64,
     pub float_result: f64,
     /// The [`Frame`] of the entry around a nested one, on the host's stack, or 0.
     pub previous: u64,
-    /// r14 at the entry, in a host import, and at the end: the fuel left, where the text is metered.
+    /// r14 at the entry and at the end, where the text is metered, and in a host import: the fuel left.
     pub fuel: u64,
     /// The record that a running longjmp read: rbx, rbp, r12, r13, r14 (metered: rdx), r15, low half of rsp | eax << 32, text offset.
     pub record: [u64; 8],
@@ -125,13 +131,15 @@ pub struct Context {
     /// The CPUID answers: [`crate::cpu::Leaf`] records.
     pub leaves: u64,
     pub leaf_count: u64,
+    /// The flags with which entries begin.
+    pub standing: u32,
     /// Answer of `xgetbv` for register 0.
     pub xcr0: u64,
     /// Running entry.
     pub frame: Frame,
     /// The window's [`crate::window::Inner`].
     pub window: u64,
-    /// The outermost call's [`crate::enter::Invocation`].
+    /// The native stack's [`crate::thread::Invocation`].
     pub invocation: u64,
     /// Identity of the window whose constants are filled in, 0 for none.
     pub owner: u64,
@@ -144,9 +152,9 @@ pub struct Context {
     pub clock: Clock,
     /// Fuel that the outermost entry was given, where the text is metered.
     pub fuel_limit: u64,
-    /// Entries of this thread that are nested in each other, this one included.
+    /// Entries of this thread that this one is nested in; 0 between calls.
     pub nesting: u32,
-    /// Context of the next outer invocation of this thread, or 0.
+    /// Context of the next outer invocation of this thread, or 0; 0 between calls.
     pub outer: u64,
     pub fault: RawFault,
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fault::Fault;
 use crate::fuel;
 use crate::imports::host_import;
-use crate::thread;
+use crate::thread::{self, Invocation, Local, NativeStack};
 use crate::time::Overrun;
 use crate::window::Inner;
 use std::arch::global_asm;
@@ -59,15 +59,19 @@ global_asm!(
     KEEP_GS = const flag::KEEP_GS,
     CONTROL = const flag::CONTROL,
     FLOAT_ARGS = const flag::FLOAT_ARGS,
+    METERED = const flag::METERED,
     FLOAT_IMPORTS = const flag::FLOAT_IMPORTS,
     RESUME = const flag::RESUME,
+    VECTORS = const flag::VECTORS,
+    UPPER = const flag::UPPER,
+    SHADOWED = const flag::SHADOWED,
     STOP_STACK = const stop::STACK,
     dispatch = sym host_import,
     options(att_syntax)
 );
 
 unsafe extern "C" {
-    fn cordon_loader_enter(high_half: u64, native_rsp: u64);
+    fn cordon_loader_enter(high_half: u64, native_rsp: u64, ints: *const [u64; 6]) -> Returned;
     fn cordon_loader_abort();
     fn cordon_loader_host_gate();
     fn cordon_loader_copy(to: *mut u8, from: *const u8, len: usize) -> u32;
@@ -101,84 +105,110 @@ pub unsafe fn try_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
 }
 
 /// What a call left in rax and xmm0.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub struct Returned {
     pub int: u64,
     pub float: f64,
 }
 
-/// What the host functions of one outermost call leave for its end.
-#[derive(Debug, Default)]
-pub struct Invocation {
-    /// Why the call ends when the running host function returns.
-    pub outcome: Option<Error>,
-}
-
-/// Calls text address `target` in `window`.
+/// Calls text address `target` in `window`; what it leaves goes to `returned`, on the caller's stack. (As a part of the result it would be
+/// written in words and read in wider pieces at once, for which a processor waits longer than the call takes.)
 ///
 /// # Errors
 /// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] or [`Error::Timer`] if this thread
 /// gets no native stack or timer.
-pub fn enter(window: &Inner, target: u64, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
+pub fn enter(
+    window: &Inner,
+    target: u64,
+    ints: &[u64; 6],
+    floats: Option<&[f64; 8]>,
+    returned: &mut Returned,
+) -> Result<(), Error> {
     let local = thread::local()?;
     let outer = local.current.get();
-    if local.is_on_signal_stack(ptr::from_ref(&outer) as u64) {
+    if local.is_on_signal_stack(ptr::from_mut(returned) as u64) {
         return Err(Error::SignalStack);
     }
-    // SAFETY: `outer` is null or the context of an invocation that is still running further up this thread's stack.
-    let nesting = if outer.is_null() { 1 } else { unsafe { (*outer).nesting + 1 } };
-    if nesting > NESTING_LIMIT {
-        return Err(Error::Nesting);
-    }
-    if !outer.is_null() {
-        // SAFETY: as above.
-        outer_in_time(window, unsafe { &*outer })?;
-    }
+    let nesting = nesting_in(window, outer)?;
     let stack = local.take_stack(window.image.stack_size())?;
     let cx = stack.context();
-    let mut invocation = Invocation::default();
     // SAFETY: the context belongs to the native stack that was just taken, so nothing else refers to it until it is given back below.
-    unsafe {
+    let flags = unsafe {
         if (*cx).owner != window.id {
             window.fill(&mut *cx, &stack);
         }
         (*cx).target = target;
-        (*cx).nesting = nesting;
-        (*cx).outer = outer as u64;
-        (*cx).invocation = ptr::from_mut(&mut invocation) as u64;
-        (*cx).clock.begin(window.limit);
-    }
+        if nesting != 0 {
+            ((*cx).nesting, (*cx).outer) = (nesting, outer as u64);
+        }
+        (*cx).clock.begin();
+        (*cx).standing
+    };
     local.current.set(cx);
-    if let Err(error) = local.timer.watch(window.limit.period) {
+    let watched = local.timer.watch(window.limit.period);
+    if watched.is_err() {
         local.current.set(outer);
-        local.give_back(stack);
-        return Err(error);
+        leave(local, stack, nesting);
+        return watched;
     }
-    let metered = window.flags & flag::METERED != 0;
-    // SAFETY: `outer` is null or an invocation further up this thread's stack, as above.
-    let fuel = if metered { unsafe { window.tank.allowed(outer) } } else { 0 };
-    // SAFETY: the context is this invocation's.
-    unsafe { (*cx).fuel_limit = fuel };
+    let metered = flags & flag::METERED != 0;
+    if metered {
+        // SAFETY: `outer` is null or an invocation further up this thread's stack, and the context is this invocation's.
+        unsafe {
+            let fuel = window.tank.allowed(outer);
+            ((*cx).fuel_limit, (*cx).frame.fuel) = (fuel, fuel);
+        }
+    }
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
-    let code = unsafe { run(cx, cx as u64, window.flags, ints, floats, fuel) };
+    let (result, code) = unsafe { run(cx, cx as u64, flags, ints, floats) };
     local.current.set(outer);
     if metered {
         // SAFETY: as above; the context is still this invocation's.
-        unsafe { window.tank.settle(outer, fuel, (*cx).frame.fuel) };
+        unsafe { window.tank.settle(outer, (*cx).fuel_limit, (*cx).frame.fuel) };
     }
-    // SAFETY: the context is still this invocation's.
-    let returned = unsafe {
-        match code {
-            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
-            code => Err(ended(window, cx, code, &mut invocation)),
-        }
-    };
+    if code != stop::NONE {
+        // SAFETY: as above.
+        let error = unsafe { ended(window, cx, code) };
+        leave(local, stack, nesting);
+        return Err(error);
+    }
+    *returned = result;
+    leave(local, stack, nesting);
+    Ok(())
+}
+
+/// Gives the native stack of a call back, its context as it is between calls.
+#[inline(always)]
+fn leave(local: &Local, stack: Box<NativeStack>, nesting: u32) {
+    if nesting != 0 {
+        // SAFETY: nothing refers to the context any more.
+        unsafe { ((*stack.context()).nesting, (*stack.context()).outer) = (0, 0) };
+    }
     local.give_back(stack);
-    returned
+}
+
+/// How many entries a call inside the invocation `outer` is nested in, which may be null.
+///
+/// # Errors
+/// [`Error::Nesting`], and [`Error::Fault`] if an outer call has met its time limit.
+#[inline]
+fn nesting_in(window: &Inner, outer: *mut Context) -> Result<u32, Error> {
+    if outer.is_null() {
+        return Ok(0);
+    }
+    // SAFETY: the context of an invocation that is still running further up this thread's stack.
+    let outer = unsafe { &*outer };
+    if outer.nesting + 1 >= NESTING_LIMIT {
+        return Err(Error::Nesting);
+    }
+    outer_in_time(window, outer)?;
+    Ok(outer.nesting + 1)
 }
 
 /// Refuses a call from a host function of a call that has met its limit.
+#[cold]
 fn outer_in_time(window: &Inner, outer: &Context) -> Result<(), Error> {
     match outer.clock.pending() {
         None => Ok(()),
@@ -201,21 +231,18 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
         let flags = (*cx).flags;
         // One word for the target, then the return address at 8 modulo 16, as at any entry.
         let rsp = saved.gate_rsp.wrapping_sub(8) & !15;
-        if rsp < (*cx).gate_limit || (*cx).nesting >= NESTING_LIMIT {
+        if rsp < (*cx).gate_limit || (*cx).nesting + 1 >= NESTING_LIMIT {
             return Err(Error::Nesting);
         }
         *(rsp as *mut u64) = target;
         (*cx).nesting += 1;
         // What this entry leaves is what the outer one goes on with. Text that is not metered starts with no value of the outer entry.
         let metered = window.flags & flag::METERED != 0;
-        let limit = if metered { fuel::sound(saved.fuel) } else { 0 };
+        (*cx).frame.fuel = if metered { fuel::sound(saved.fuel) } else { 0 };
         (*cx).frame.previous = ptr::from_ref(&saved) as u64;
-        let returned = match run(cx, rsp, window.flags, ints, None, limit) {
-            stop::NONE => Ok(Returned { int: (*cx).frame.result, float: (*cx).frame.float_result }),
-            code => {
-                let invocation = (*cx).invocation as *mut Invocation;
-                Err(ended(window, cx, code, &mut *invocation))
-            }
+        let returned = match run(cx, rsp, (*cx).standing, ints, None) {
+            (returned, stop::NONE) => Ok(returned),
+            (_, code) => Err(ended(window, cx, code)),
         };
         (*cx).nesting -= 1;
         let left = if metered { fuel::sound((*cx).frame.fuel) } else { saved.fuel };
@@ -225,26 +252,25 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
     }
 }
 
-/// Runs the assembly; gives the stop code.
+/// Runs the assembly; gives what it returned and the stop code. Where the text is metered, the frame has the fuel.
 ///
 /// # Safety
 /// As for [`enter`]: `cx` is filled in, the word at `rsp` is the address to call, and below `rsp` the native stack is free.
-unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>, fuel: u64) -> u32 {
+#[inline(always)]
+unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> (Returned, u32) {
     // SAFETY: the caller's promise; the assembly keeps every register that the C calling convention keeps.
     unsafe {
-        (*cx).frame.args = *ints;
-        (*cx).frame.fuel = fuel;
         (*cx).flags = flags;
         if let Some(floats) = floats {
             (*cx).frame.float_args = *floats;
             (*cx).flags |= flag::FLOAT_ARGS;
         }
-        if flags & flag::FSGSBASE == 0 {
-            run_with_system_calls(cx, rsp);
+        let returned = if flags & flag::FSGSBASE == 0 {
+            run_with_system_calls(cx, rsp, ints)
         } else {
-            cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp);
-        }
-        (*cx).frame.stop
+            cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp, ints)
+        };
+        (returned, (*cx).frame.stop)
     }
 }
 
@@ -253,15 +279,16 @@ unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: O
 /// # Safety
 /// As for [`run`].
 #[cold]
-unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64) {
+unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64, ints: &[u64; 6]) -> Returned {
     // SAFETY: the caller's promise; the segment base found is restored.
     unsafe {
         let host = thread::segment_base();
         thread::set_segment_base((*cx).base);
-        cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp);
+        let returned = cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp, ints);
         if (*cx).flags & flag::KEEP_GS == 0 {
             thread::set_segment_base(host);
         }
+        returned
     }
 }
 
@@ -270,11 +297,11 @@ unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64) {
 /// # Safety
 /// `cx` is this thread's context of an entry into `window` that just ended.
 #[cold]
-unsafe fn ended(window: &Inner, cx: *mut Context, code: u32, invocation: &mut Invocation) -> Error {
-    // SAFETY: the caller's promise.
-    let cx = unsafe { &mut *cx };
+unsafe fn ended(window: &Inner, cx: *mut Context, code: u32) -> Error {
+    // SAFETY: the caller's promise; the invocation is that of the stack which the context belongs to.
+    let (cx, outcome) = unsafe { (&mut *cx, (*((*cx).invocation as *mut Invocation)).outcome.take()) };
     match code {
-        stop::IMPORT => invocation.outcome.take().unwrap_or(Error::Internal("a host function ended the call without a reason")),
+        stop::IMPORT => outcome.unwrap_or(Error::Internal("a host function ended the call without a reason")),
         _ => Error::Fault(Box::new(Fault::of(window, cx, code))),
     }
 }

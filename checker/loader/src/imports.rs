@@ -1,13 +1,13 @@
 //! Host functions that handlers may call.
 
 use crate::context::{Context, stop};
-use crate::enter::{self, Invocation};
+use crate::enter;
 use crate::error::Error;
 use crate::fault::Fault;
 use crate::fuel;
 use crate::image::Image;
 use crate::jumps::{self, Landing};
-use crate::thread;
+use crate::thread::{self, Invocation};
 use crate::time::Overrun;
 use crate::window::Inner;
 use std::any::Any;

@@ -6,7 +6,7 @@ use crate::pages::{Access, PAGE, Pages};
 use crate::time::Timer;
 use cordon_checker::layout::DEPTH_LIMIT;
 use std::arch::asm;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::ptr;
 
@@ -29,6 +29,15 @@ const _: () = assert!(size_of::<Context>() <= PAGE as usize);
 pub struct NativeStack {
     pages: Pages,
     size: u64,
+    /// Of the call that runs on it. Contexts point to it: it is reached through them alone.
+    invocation: UnsafeCell<Invocation>,
+}
+
+/// What the host functions of one outermost call leave for its end.
+#[derive(Debug, Default)]
+pub struct Invocation {
+    /// Why the call ends when the running host function returns; `None` between calls.
+    pub outcome: Option<Error>,
 }
 
 impl NativeStack {
@@ -36,12 +45,17 @@ impl NativeStack {
         let top = HOME.checked_sub(size + GUARD).ok_or(Error::Host("its stack does not fit below the entry stack pointer"))?;
         let pages = Pages::reserve_random(GUARD + size + 2 * PAGE, 1 << 32, top, Access::None)?;
         pages.map_zero(pages.start() + GUARD, size + PAGE, Access::ReadWrite)?;
-        Ok(NativeStack { pages, size })
+        Ok(NativeStack { pages, size, invocation: UnsafeCell::default() })
     }
 
     /// The context; zero until an entry fills it in.
     pub fn context(&self) -> *mut Context {
         (self.pages.start() + GUARD + self.size) as *mut Context
+    }
+
+    /// What the context's `invocation` points to.
+    pub fn invocation(&self) -> *mut Invocation {
+        self.invocation.get()
     }
 
     /// First address of the guard.
@@ -173,6 +187,15 @@ fn clear_segment_selector() {
     }
 }
 
+/// Whether this thread has a shadow stack (SDM volume 1, 17.2): without, `rdsspq` changes nothing. Threads have one from their start or
+/// never.
+pub fn has_shadow_stack() -> bool {
+    let pointer: u64;
+    // SAFETY: reads the shadow stack pointer, or does nothing.
+    unsafe { asm!("xor {0:e}, {0:e}", "rdsspq {0}", out(reg) pointer, options(nomem, nostack)) };
+    pointer != 0
+}
+
 /// Unblocks `signals` for this thread: a blocked SIGSEGV would kill the process at a handler's fault, and there would be no time limit
 /// (design-review B11).
 pub fn unblock(signals: &[libc::c_int]) {
@@ -232,6 +255,15 @@ impl Local {
     /// Keeps `stack` for the next invocation.
     #[inline]
     pub fn give_back(&self, stack: Box<NativeStack>) {
+        if stack.size > KEPT_SIZE || !self.last.get().is_null() {
+            self.make_room(&stack);
+        }
+        self.last.set(Box::into_raw(stack));
+    }
+
+    /// Empties `last` for `stack`, and `stack` if it is a large one.
+    #[cold]
+    fn make_room(&self, stack: &NativeStack) {
         if stack.size > KEPT_SIZE {
             // Failing, it only stays in memory. The context is above and stays as it is.
             let _ = stack.pages.discard(stack.start(), stack.size);
@@ -240,7 +272,6 @@ impl Local {
             // A thread that is ending just unmaps it.
             let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(other));
         }
-        self.last.set(Box::into_raw(stack));
     }
 }
 

@@ -5,7 +5,7 @@
 //! its limit, with the first tick that finds it running. So a call is never ended before its limit, and at most two periods later.
 //!
 //! Invariants:
-//! * The clock of a call lies in its context and is set back before the context becomes the thread's current one. A late tick, meant
+//! * The clock of a call lies in its context and is set, or set back, before the context becomes the thread's current one. A late tick, meant
 //!   for a call that is over, finds either no call or one that has just begun.
 //! * A tick ends the innermost call if it interrupted checked text or a built-in gate, where any instruction is a safe place to stop. Anywhere
 //!   else it only sets [`Clock::pending`], which is looked at when a host function returns. That may just have happened; then the next
@@ -86,32 +86,38 @@ pub struct Overrun {
 pub struct Clock {
     /// Nanoseconds, 0 for none.
     limit: AtomicU64,
-    /// Not 0 when a tick has found the call.
-    seen: AtomicU32,
-    /// Nanoseconds that count since then.
+    /// [`Clock::SEEN`], [`Clock::PENDING`].
+    marks: AtomicU32,
+    /// Nanoseconds that count since a tick has first found the call.
     spent: AtomicU64,
-    /// The call is to end when its running host function returns.
-    pending: AtomicU32,
-    /// See [`Overrun`]; set with `pending`.
+    /// See [`Overrun`]; set with [`Clock::PENDING`].
     late_outer: AtomicU32,
     late_limit: AtomicU64,
     late_elapsed: AtomicU64,
 }
 
 impl Clock {
+    /// A tick has found the call.
+    const SEEN: u32 = 1;
+    /// The call is to end when its running host function returns.
+    const PENDING: u32 = 2;
+
+    /// Sets the limit of later calls. The context must not be the thread's current one.
+    pub fn set(&self, limit: Limit) {
+        self.limit.store(limit.nanos, Ordering::Relaxed);
+    }
+
     /// A call begins. The context must not be the thread's current one yet.
     #[inline]
-    pub fn begin(&self, limit: Limit) {
-        self.limit.store(limit.nanos, Ordering::Relaxed);
-        self.seen.store(0, Ordering::Relaxed);
-        self.pending.store(0, Ordering::Relaxed);
+    pub fn begin(&self) {
+        self.marks.store(0, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
     /// The limit that the call has met, if it is to end.
     #[inline]
     pub fn pending(&self) -> Option<Overrun> {
-        (self.pending.load(Ordering::Relaxed) != 0).then(|| self.overrun())
+        (self.marks.load(Ordering::Relaxed) & Clock::PENDING != 0).then(|| self.overrun())
     }
 
     /// The limit that the call has met; for calls which a tick has ended.
@@ -125,7 +131,7 @@ impl Clock {
 
     /// Counts `pause`, the time since the last tick; gives how long the call has been running if that is too long.
     fn tick(&self, pause: u64) -> Option<u64> {
-        let first = self.seen.swap(1, Ordering::Relaxed) == 0;
+        let first = self.mark(Clock::SEEN) & Clock::SEEN == 0;
         let spent = if first { 0 } else { self.spent.load(Ordering::Relaxed).saturating_add(pause) };
         self.spent.store(spent, Ordering::Relaxed);
         let limit = self.limit.load(Ordering::Relaxed);
@@ -136,7 +142,14 @@ impl Clock {
         self.late_limit.store(limit, Ordering::Relaxed);
         self.late_elapsed.store(elapsed, Ordering::Relaxed);
         self.late_outer.store(outer.into(), Ordering::Relaxed);
-        self.pending.store(1, Ordering::Relaxed);
+        self.mark(Clock::PENDING);
+    }
+
+    /// Sets a mark; gives those that there were. For the signal handler, which nothing interrupts that does the same.
+    fn mark(&self, mark: u32) -> u32 {
+        let before = self.marks.load(Ordering::Relaxed);
+        self.marks.store(before | mark, Ordering::Relaxed);
+        before
     }
 }
 

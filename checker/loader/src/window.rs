@@ -8,7 +8,7 @@ use crate::image::{Entry, Image, Spare};
 use crate::imports::{HostFunction, Imports};
 use crate::memory::Shares;
 use crate::pages::{Access, PAGE, Pages};
-use crate::thread::NativeStack;
+use crate::thread::{self, NativeStack};
 use crate::time::Limit;
 use cordon_checker::layout::{Region, RegionKind, Slot, USER_STACK_SHIFT};
 use cordon_checker::note::INIT_ENTRY;
@@ -75,7 +75,7 @@ impl<'a> From<&'a [u8]> for Arg<'a> {
 /// The part of a window that running calls refer to.
 #[derive(Debug)]
 pub struct Inner {
-    /// Never used for another window.
+    /// Never used for another window, or for this one with another limit.
     pub id: u64,
     pub image: Arc<Image>,
     /// Address of window offset 0.
@@ -134,7 +134,6 @@ impl Window {
     }
 
     fn create(image: &Arc<Image>, imports: &Imports, fast: bool) -> Result<Window, Error> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let functions = imports.resolve(image)?;
         let floats = functions.iter().flatten().any(HostFunction::uses_floats);
         let offered: Vec<bool> = image.imports().iter().zip(&functions).map(|(i, f)| i.built_in || f.is_some()).collect();
@@ -145,7 +144,7 @@ impl Window {
             None => reserve(fast, image.stack_shift())?,
         };
         let mut inner = Box::new(Inner {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: new_id(),
             image: Arc::clone(image),
             base,
             pages: Some(pages),
@@ -196,6 +195,8 @@ impl Window {
     /// Calls that finish pay next to nothing for a limit, but the timer of a short one interrupts the thread up to 4000 times a second.
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.inner.limit = Limit::new(limit);
+        // What contexts hold of this window is no longer true.
+        self.inner.id = new_id();
     }
 
     /// Most instructions that one call may execute, `None` for no limit.
@@ -263,9 +264,12 @@ impl Window {
         Ok(self.run(entry, &ints, None)?.int)
     }
 
+    #[inline]
     fn run(&mut self, entry: Entry, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
         let target = self.inner.image.entry_target(entry).ok_or_else(|| Error::NoEntry("of another image".to_owned()))?;
-        enter::enter(&self.inner, target, ints, floats)
+        let mut returned = Returned::default();
+        enter::enter(&self.inner, target, ints, floats, &mut returned)?;
+        Ok(returned)
     }
 
     /// Distributes arguments over registers (psABI x86-64, 3.2.3), placing byte slices.
@@ -508,13 +512,16 @@ impl Inner {
     pub fn fill(&self, cx: &mut Context, stack: &NativeStack) {
         let code = self.image.code_range();
         cx.base = self.base;
+        cx.standing = self.flags | if thread::has_shadow_stack() { flag::SHADOWED } else { 0 };
         cx.table_end = u64::from(self.image.table().end);
         cx.gate_limit = stack.gate_limit();
         cx.mxcsr_mask = if self.flags & flag::CONTROL != 0 { 0xffff_ffff } else { 0xffff_ffc0 };
         cx.leaves = self.image.leaves().as_ptr() as u64;
         cx.leaf_count = self.image.leaves().len() as u64;
         cx.xcr0 = self.image.state_components();
+        cx.clock.set(self.limit);
         cx.window = ptr::from_ref(self) as u64;
+        cx.invocation = stack.invocation() as u64;
         cx.text_start = code.start;
         cx.text_end = code.end;
         cx.stack_start = stack.start();
@@ -543,6 +550,12 @@ impl Drop for Inner {
         }
         self.image.keep_spare(Spare { pages, base: self.base, offered: std::mem::take(&mut self.offered) });
     }
+}
+
+/// An identity that no window has had; 0 is none.
+fn new_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Whether base 0 is in use in this process.

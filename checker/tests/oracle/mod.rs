@@ -4,7 +4,7 @@ use cordon_checker::policy::Host;
 use cordon_checker::{Description, Features, Flow, MemoryOperand, Mode, describe_in};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register, UsedMemory,
+    Register, UsedMemory, UsedRegister,
 };
 
 /// Counts of one comparison run.
@@ -71,6 +71,12 @@ impl Oracle {
         same("flow", ours.flow, flow(&theirs))?;
         self.compare_memory(ours, &theirs).map_err(|e| format!("{:?}: {e}", theirs.code()))?;
         self.compare_writes(ours, &theirs).map_err(|e| format!("{:?}: {e}", theirs.code()))?;
+        if Features::GENERAL.contains(ours.features) {
+            // A loader then neither clears other registers nor looks at control words.
+            let other = |used: &UsedRegister| !used.register().is_gpr() && !used.register().is_segment_register();
+            let others = self.info.info(&theirs).used_registers().iter().any(other);
+            same("registers but the general ones", others, false).map_err(|e| format!("{:?}: {e}", theirs.code()))?;
+        }
         features(ours.features, &theirs).map_err(|e| format!("{:?}: {e}", theirs.code()))
     }
 

@@ -5,8 +5,11 @@
 
 .text
 
-# Zeroes every vector register that accepted text can name, upper halves included. Legacy pxor where there is no AVX.
+# Zeroes every vector register that accepted text can name, upper halves included, if the text has instructions that name any. Legacy
+# pxor where there is no AVX.
 .macro CLEAR_VECTORS flags
+    test ${VECTORS}, \flags
+    jz 882f
     test ${AVX}, \flags
     jz 881f
     .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
@@ -49,7 +52,7 @@
     jnz 861b
 .endm
 
-# cordon_loader_enter(rdi = high half of the context's address, rsi = native rsp; the word there is the address to call)
+# cordon_loader_enter(rdi = high half of the context's address, rsi = native rsp; the word there is the address to call; rdx = six integers)
 .balign 64
 .globl cordon_loader_enter
 .hidden cordon_loader_enter
@@ -64,12 +67,11 @@ cordon_loader_enter:
     push %r14
     push %r15
     sub $8, %rsp
-    stmxcsr (%rsp)
     mov {FLAGS}(%rdi), %ebx
     mov %rsp, {HOST_RSP}(%rdi)
-    xor %eax, %eax
-    rdsspq %rax
-    mov %rax, {SHADOW}(%rdi)
+    test ${SHADOWED}, %ebx
+    jnz 18f
+10:
     test ${FSGSBASE}, %ebx
     jz 11f
     rdgsbase %rax
@@ -79,6 +81,10 @@ cordon_loader_enter:
     je 11f
     wrgsbase %rcx
 11:
+    xor %eax, %eax
+    test ${VECTORS}, %ebx
+    jz 13f
+    stmxcsr (%rsp)
     mov (%rsp), %eax
     xor $0x1f80, %eax
     test %eax, {MXCSR_MASK}(%rdi)
@@ -86,20 +92,21 @@ cordon_loader_enter:
 12:
     test ${X87}, %ebx
     jnz 16f
-13:
+19:
     CLEAR_VECTORS %ebx
     xor %eax, %eax
-    test ${FLOAT_ARGS}, %ebx
+13:
+    xor %r14d, %r14d
+    test ${FLOAT_ARGS}+{METERED}, %ebx
     jnz 17f
 14:
     mov %rsi, %rsp
-    mov {ARGS}+8(%rdi), %rsi
-    mov {ARGS}+16(%rdi), %rdx
-    mov {ARGS}+24(%rdi), %rcx
-    mov {ARGS}+32(%rdi), %r8
-    mov {ARGS}+40(%rdi), %r9
-    mov {FUEL}(%rdi), %r14
-    mov {ARGS}(%rdi), %rdi
+    mov (%rdx), %rdi
+    mov 8(%rdx), %rsi
+    mov 24(%rdx), %rcx
+    mov 32(%rdx), %r8
+    mov 40(%rdx), %r9
+    mov 16(%rdx), %rdx
     xor %ebx, %ebx
     xor %ebp, %ebp
     xor %r10d, %r10d
@@ -114,19 +121,13 @@ cordon_loader_enter:
     mov %rsp, %rcx
     shr $32, %rcx
     shl $32, %rcx
-    mov %rax, {RESULT}(%rcx)
-    movsd %xmm0, {FLOAT_RESULT}(%rcx)
-    mov %r14, {FUEL}(%rcx)
-    movl $0, {STOP}(%rcx)
-cordon_loader_leave:
-    mov {HOST_RSP}(%rcx), %rsp
     mov {FLAGS}(%rcx), %edx
-    cld
-    test ${AVX}, %edx
-    jz 21f
-    vzeroupper
-21:
-    test ${X87}+{NT}+{CONTROL}, %edx
+    movl $0, {STOP}(%rcx)
+    test ${METERED}, %edx
+    jnz 27f
+cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; rax and xmm0 are the result.
+    mov {HOST_RSP}(%rcx), %rsp
+    test ${X87}+{NT}+{CONTROL}+{UPPER}, %edx
     jnz 28f
 22:
     and ${FSGSBASE}+{KEEP_GS}, %edx
@@ -147,6 +148,10 @@ cordon_loader_leave:
     ret
 
     # Seldom-taken parts of entry.
+18:
+    rdsspq %rax
+    mov %rax, {SHADOW}(%rdi)
+    jmp 10b
 15:  # The host's MXCSR is not the default: load it, and give host functions theirs back.
     movl $0x1f80, 4(%rsp)
     ldmxcsr 4(%rsp)
@@ -158,13 +163,19 @@ cordon_loader_leave:
     mov 4(%rsp), %ax
     mov %eax, {HOST_FCW}(%rdi)
     cmp $0x037f, %ax
-    je 18f
+    je 20f
     # Unmasked exceptions may be pending: fninit does not wait for them.
     fninit
-18:
+20:
     CLEAR_X87
-    jmp 13b
+    jmp 19b
 17:
+    test ${METERED}, %ebx
+    jz 9f
+    mov {FUEL}(%rdi), %r14
+9:
+    test ${FLOAT_ARGS}, %ebx
+    jz 14b
     movsd {FLOAT_VALUES}(%rdi), %xmm0
     movsd {FLOAT_VALUES}+8(%rdi), %xmm1
     movsd {FLOAT_VALUES}+16(%rdi), %xmm2
@@ -176,8 +187,15 @@ cordon_loader_leave:
     mov $8, %eax
     jmp 14b
 
-    # Seldom-taken parts of exit.
+    # Seldom-taken parts of exit; rax is kept.
+27:
+    mov %r14, {FUEL}(%rcx)
+    jmp cordon_loader_leave
 28:
+    test ${UPPER}, %edx
+    jz 21f
+    vzeroupper
+21:
     test ${NT}, %edx
     jz 25f
     sfence
@@ -185,8 +203,8 @@ cordon_loader_leave:
     test ${CONTROL}, %edx
     jz 26f
     stmxcsr 4(%rsp)
-    mov (%rsp), %eax
-    cmp %eax, 4(%rsp)
+    mov (%rsp), %esi
+    cmp %esi, 4(%rsp)
     je 26f
     ldmxcsr (%rsp)
 26:
@@ -194,8 +212,8 @@ cordon_loader_leave:
     jz 22b
     emms
     fnstcw 4(%rsp)
-    mov 4(%rsp), %ax
-    cmp {HOST_FCW}(%rcx), %ax
+    mov 4(%rsp), %si
+    cmp {HOST_FCW}(%rcx), %si
     je 22b
     # The host's word may unmask what the handler raised (design-review B2).
     fnclex
@@ -211,16 +229,18 @@ cordon_loader_leave:
 cordon_loader_abort:
     .cfi_startproc
     .cfi_undefined %rip
+    mov {FLAGS}(%rcx), %edx
     mov {HOST_RSP}(%rcx), %rsp
-    xor %eax, %eax
-    rdsspq %rax
-    test %rax, %rax
+    cld
+    test ${SHADOWED}, %edx
     jz cordon_loader_leave
+    rdsspq %rax
     # To where entry was.
     mov {SHADOW}(%rcx), %rdx
     sub %rax, %rdx
     shr $3, %rdx
     POP_SHADOW
+    mov {FLAGS}(%rcx), %edx
     jmp cordon_loader_leave
     .cfi_endproc
 .size cordon_loader_abort, . - cordon_loader_abort
@@ -270,7 +290,7 @@ cordon_loader_host_gate:
     test ${CONTROL}+{X87}, %ecx
     jnz 35f
 32:
-    test ${AVX}, %ecx
+    test ${UPPER}, %ecx
     jz 33f
     vzeroupper
 33:
@@ -355,9 +375,7 @@ cordon_loader_host_gate:
     jz 42b
     # longjmp: GATE_RSP is where setjmp returned to, and the word below it the address to go on at.
     andl $~{RESUME}, {FLAGS}(%rcx)
-    xor %eax, %eax
-    rdsspq %rax
-    test %rax, %rax
+    test ${SHADOWED}, %edx
     jz 46f
     mov {POPPED}(%rcx), %rdx
     POP_SHADOW

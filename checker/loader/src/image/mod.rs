@@ -593,6 +593,8 @@ fn flags(summary: &Summary, imports: &[ImportName], mode: Mode, options: &LoadOp
     set(cpu.features.contains(Features::AVX), flag::AVX);
     set(uses(Features::X87.with(Features::MMX)) || calls("cordon.fldcw"), flag::X87);
     set(uses(Features::NT), flag::NT);
+    set(uses(Features(!Features::GENERAL.0)) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::VECTORS);
+    set(uses(Features::AVX), flag::UPPER);
     set(uses(Features::CONTROL) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::CONTROL);
     set(cpu.fsgsbase && options.fsgsbase, flag::FSGSBASE);
     set(!options.host_uses_gs, flag::KEEP_GS);
