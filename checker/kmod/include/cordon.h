@@ -41,6 +41,7 @@ enum cordon_kind {
 	CORDON_TIME_LIMIT = 10,
 	CORDON_FUEL = 11,
 	CORDON_OTHER = 12,
+	CORDON_BAD_JUMP = 13, /* longjmp to a place that does not wait for it */
 };
 
 /* cordon_run.flags: which of the fields hold something. */
@@ -49,6 +50,7 @@ enum cordon_kind {
 #define CORDON_HAS_REGISTERS 4u
 #define CORDON_IS_WRITE 8u
 #define CORDON_IN_GATE 16u
+#define CORDON_NO_INTERRUPTS 32u /* they were off */
 
 #define CORDON_FRAMES 32
 
@@ -95,10 +97,10 @@ struct cordon_insert {
 };
 
 #define CORDON_DEMAND_METERED 1u
-
-/* Counts since insertion. */
 /* A window for each CPU, so that calls on several do not miss. Each has its own data: at file offset CPU << 32 for pread, pwrite and mmap. */
 #define CORDON_PER_CPU 2u
+
+/* Counts since insertion. */
 struct cordon_stats {
 	__u64 calls;	/* begun */
 	__u64 returned;

@@ -225,7 +225,7 @@ int cordon_text_arm(struct cordon_handler *handler, const u64 *scratch)
 	handler->faults[count++] = trap_offset(handler) + TRAP_FAULTS_AT;
 	if (count != room)
 		return -EINVAL;
-	failed = write_stubs(handler);
+	failed = cordon_jumps_make(handler, scratch) ?: write_stubs(handler);
 	if (failed)
 		return failed;
 	on_each_cpu(synchronize_core, NULL, 1);
@@ -249,6 +249,7 @@ void cordon_text_remove(struct cordon_handler *handler)
 		cordon_arena_pages_used -= handler->page_count;
 	}
 	/* Without memory for the mapping the pages are lost until the module is loaded again; they hold checked text only. */
+	cordon_jumps_free(handler);
 	kvfree(handler->faults);
 	handler->faults = NULL;
 	handler->page_count = 0;

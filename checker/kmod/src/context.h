@@ -12,6 +12,7 @@
 #define CORDON_STOP_TIME 2
 #define CORDON_STOP_GATE 3
 #define CORDON_STOP_FUEL 4
+#define CORDON_STOP_JUMP 5
 
 #define CORDON_FLAG_FSGSBASE 1
 
@@ -37,8 +38,8 @@
 #include <linux/types.h>
 
 struct cordon_handler;
-struct cordon_job;
 struct cordon_window;
+struct cordon_job;
 
 /* Places in cordon_context.regs. */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R12 = 12, R13, R14, R15 };
@@ -65,8 +66,8 @@ struct cordon_context {
 	u32 failed_write;
 	u32 expired;   /* the deadline has passed in a gate */
 	struct cordon_handler *handler;
-	struct cordon_job *job; /* NULL: called by user space */
 	struct cordon_window *window;
+	struct cordon_job *job; /* NULL: called by user space */
 };
 
 int cordon_enter(struct cordon_context *context);

@@ -35,6 +35,9 @@ static const struct {
 	{ "cordon_map_update", cordon_map_update },
 	{ "cordon_map_delete", cordon_map_delete },
 	{ "cordon_map_add", cordon_map_add },
+	{ "cordon.setjmp", cordon_jump_set },
+	{ "cordon.longjmp", cordon_jump_go },
+	{ "cordon.cpuid", cordon_host_cpuid },
 };
 
 static_assert(ARRAY_SIZE(names) == GATES && GATES + ARRAY_SIZE(functions) == CORDON_GATES);
@@ -144,8 +147,14 @@ static u32 gate_set(struct cordon_context *context)
 
 	if (!stop && length)
 		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
-	if (!stop && length)
-		memset(to, regs[RSI], length);
+	while (!stop && length) {
+		u64 part = min_t(u64, length, CHUNK);
+
+		memset(to, regs[RSI], part);
+		to += part;
+		length -= part;
+		stop = READ_ONCE(context->expired) ? CORDON_STOP_TIME : 0;
+	}
 	regs[RAX] = regs[RDI];
 	return stop;
 }
@@ -196,62 +205,97 @@ static u32 gate_length(struct cordon_context *context)
 	return refuse(context, start + at, 1, false);
 }
 
-/* `rep movs`: forward, one element after the other, so an overlap repeats what it copies. */
-static u32 gate_movs(struct cordon_context *context, u32 shift)
+/* Elements at an offset that are there, at most as many as are left. */
+static u64 there(const struct cordon_context *context, u64 offset, u32 shift, bool write)
 {
-	u64 *regs = context->regs, count = regs[RCX], length = count << shift, done;
-	u8 *to, *from;
-	u32 stop;
-
-	if (!count)
-		return 0;
-	stop = cordon_gate_pay(context, count >> 2);
-	if (!stop && count >> (32 - shift))
-		stop = refuse(context, regs[RDI], U64_MAX, true);
-	if (!stop)
-		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
-	if (!stop)
-		stop = cordon_gate_range(context, regs[RSI], length, false, &from);
-	if (stop)
-		return stop;
-	if (to <= from || to >= from + length) {
-		stop = move(context, to, from, length);
-	} else {
-		for (done = 0; done < length && !stop; done += 1 << shift) {
-			memmove(to + done, from + done, 1 << shift);
-			if (!(done % CHUNK) && READ_ONCE(context->expired))
-				stop = CORDON_STOP_TIME;
-		}
-	}
-	regs[RDI] += length;
-	regs[RSI] += length;
-	regs[RCX] = 0;
-	return stop;
+	return min(context->regs[RCX], cordon_window_span(context->window, offset, write) >> shift);
 }
 
-static u32 gate_stos(struct cordon_context *context, u32 shift)
+/* Whether elements at an offset leave the window. */
+static bool leaves(u64 offset, u64 count, u32 shift)
 {
-	u64 *regs = context->regs, count = regs[RCX], length = count << shift, done;
-	u8 *to;
+	return offset >> 32 || count >> (32 - shift) || count << shift > (1ULL << 32) - offset;
+}
+
+/* The element that is not all there, at an offset. */
+static u32 refuse_element(struct cordon_context *context, u64 offset, u32 shift, bool write)
+{
+	u64 part = cordon_window_span(context->window, offset, write);
+
+	return refuse(context, offset + part, (1 << shift) - part, write);
+}
+
+/* Forward, one element after the other, so an overlap repeats what it copies. */
+static void copy_elements(u8 *to, const u8 *from, u64 count, u32 shift)
+{
+	u64 bytes = count << shift, done;
+
+	if (to <= from || to >= from + bytes)
+		memmove(to, from, bytes);
+	else
+		for (done = 0; done < bytes; done += 1 << shift)
+			memmove(to + done, from + done, 1 << shift);
+}
+
+/* `rep movs`. Wherever it stops, the registers are those of the instruction. */
+static u32 gate_movs(struct cordon_context *context, u32 shift)
+{
+	u64 *regs = context->regs, count = regs[RCX], left;
 	u32 stop;
 
 	if (!count)
 		return 0;
 	stop = cordon_gate_pay(context, count >> 2);
-	if (!stop && count >> (32 - shift))
-		stop = refuse(context, regs[RDI], U64_MAX, true);
-	if (!stop)
-		stop = cordon_gate_range(context, regs[RDI], length, true, &to);
-	for (done = 0; !stop && done < length; done += 1 << shift) {
-		memcpy(to + done, &regs[RAX], 1 << shift);
-		if (!(done % CHUNK) && READ_ONCE(context->expired))
-			stop = CORDON_STOP_TIME;
+	if (!stop && leaves(regs[RDI], count, shift))
+		stop = refuse(context, regs[RDI], count >> (32 - shift) ? U64_MAX : count << shift, true);
+	if (!stop && leaves(regs[RSI], count, shift))
+		stop = refuse(context, regs[RSI], count << shift, false);
+	if (stop)
+		return stop;
+	for (left = min(there(context, regs[RDI], shift, true), there(context, regs[RSI], shift, false)); left;) {
+		u64 part = min_t(u64, left, CHUNK >> shift);
+
+		if (READ_ONCE(context->expired))
+			return CORDON_STOP_TIME;
+		copy_elements((u8 *)context->base + regs[RDI], (u8 *)context->base + regs[RSI], part, shift);
+		regs[RDI] += part << shift;
+		regs[RSI] += part << shift;
+		regs[RCX] -= part;
+		left -= part;
 	}
-	if (!stop) {
-		regs[RDI] += length;
-		regs[RCX] = 0;
+	if (!regs[RCX])
+		return 0;
+	if (!there(context, regs[RSI], shift, false))
+		return refuse_element(context, regs[RSI], shift, false);
+	return refuse_element(context, regs[RDI], shift, true);
+}
+
+/* `rep stos`. */
+static u32 gate_stos(struct cordon_context *context, u32 shift)
+{
+	u64 *regs = context->regs, count = regs[RCX], left, i;
+	u32 stop;
+
+	if (!count)
+		return 0;
+	stop = cordon_gate_pay(context, count >> 2);
+	if (!stop && leaves(regs[RDI], count, shift))
+		stop = refuse(context, regs[RDI], count >> (32 - shift) ? U64_MAX : count << shift, true);
+	if (stop)
+		return stop;
+	for (left = there(context, regs[RDI], shift, true); left;) {
+		u64 part = min_t(u64, left, CHUNK >> shift);
+		u8 *to = (u8 *)context->base + regs[RDI];
+
+		if (READ_ONCE(context->expired))
+			return CORDON_STOP_TIME;
+		for (i = 0; i < part; i++)
+			memcpy(to + (i << shift), &regs[RAX], 1 << shift);
+		regs[RDI] += part << shift;
+		regs[RCX] -= part;
+		left -= part;
 	}
-	return stop;
+	return regs[RCX] ? refuse_element(context, regs[RDI], shift, true) : 0;
 }
 
 /* The status flags of `cmp` of two elements of `bits` bits: left - right (SDM volume 1, section 3.4.3.1). */

@@ -3,6 +3,7 @@
  *
  * All may be called wherever handlers run, under locks of the kernel and in an NMI included. So a line is only put aside here, and an interrupt
  * of its own prints it. */
+#include <asm/cpufeature.h>
 #include <linux/irq_work.h>
 #include <linux/ktime.h>
 #include <linux/smp.h>
@@ -136,6 +137,33 @@ u32 cordon_host_log(struct cordon_context *context)
 u32 cordon_host_time(struct cordon_context *context)
 {
 	return cordon_gate_give(context, ktime_get_mono_fast_ns());
+}
+
+/* cpuid as a call: eax and ecx in; eax, ebx, ecx, edx out. As in user mode only what images may use, and a vendor that names no machine. */
+u32 cordon_host_cpuid(struct cordon_context *context)
+{
+	static const char vendor[] = "Cordon SFI  ";
+	u32 leaf = context->regs[RAX], sub = context->regs[RCX], a = 0, b = 0, c = 0, d = 0;
+
+	if (leaf == 0 || leaf == 0x80000000) {
+		a = leaf ? 0x80000001 : 7;
+		memcpy(&b, vendor, 4);
+		memcpy(&d, vendor + 4, 4);
+		memcpy(&c, vendor + 8, 4);
+	} else if (leaf == 1) {
+		c = boot_cpu_has(X86_FEATURE_MOVBE) << 22 | boot_cpu_has(X86_FEATURE_POPCNT) << 23;
+		d = 1 << 15;
+	} else if (leaf == 7 && !sub) {
+		b = boot_cpu_has(X86_FEATURE_BMI1) << 3 | boot_cpu_has(X86_FEATURE_BMI2) << 8 | boot_cpu_has(X86_FEATURE_ADX) << 19;
+	} else if (leaf == 0x80000001) {
+		c = 1 | boot_cpu_has(X86_FEATURE_ABM) << 5 | boot_cpu_has(X86_FEATURE_3DNOWPREFETCH) << 8;
+		d = 1 << 29;
+	}
+	context->regs[RAX] = a;
+	context->regs[RBX] = b;
+	context->regs[RCX] = c;
+	context->regs[RDX] = d;
+	return 0;
 }
 
 /* unsigned cordon_cpu(void) */

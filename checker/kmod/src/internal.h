@@ -64,6 +64,7 @@ struct cordon_handler {
 	u8 *stubs; /* 5 bytes for each of `faults` */
 	u32 *faults; /* text offsets of all instructions, ascending; the last one is the trap's */
 	u32 fault_count;
+	u32 *states; /* jumps.c: as many, of text that may longjmp */
 	u32 first_page, page_count;
 	/* window.c */
 	u32 windows; /* 1, or one for each CPU that there may be, by number */
@@ -157,6 +158,7 @@ void cordon_host_init(void);
 void cordon_host_exit(void);
 u32 cordon_host_time(struct cordon_context *context);
 u32 cordon_host_cpu(struct cordon_context *context);
+u32 cordon_host_cpuid(struct cordon_context *context);
 u32 cordon_host_log(struct cordon_context *context);
 extern unsigned int cordon_log_lines;
 
@@ -165,6 +167,12 @@ int cordon_packet_prepare(struct cordon_window *window, struct cordon_run *run, 
 void cordon_packet_finish(struct cordon_window *window, const struct cordon_run *run, struct cordon_job *job);
 u32 cordon_packet_store(struct cordon_context *context);
 u32 cordon_packet_load(struct cordon_context *context);
+
+/* jumps.c */
+int cordon_jumps_make(struct cordon_handler *handler, const u64 *scratch);
+void cordon_jumps_free(struct cordon_handler *handler);
+u32 cordon_jump_set(struct cordon_context *context);
+u32 cordon_jump_go(struct cordon_context *context);
 
 /* map.c */
 int cordon_map_create(const struct cordon_map_spec __user *argument);
@@ -195,6 +203,7 @@ struct cordon_job {
 
 int cordon_run_with(struct cordon_handler *handler, u64 entry, struct cordon_run *run, struct cordon_job *job);
 int cordon_run(struct cordon_handler *handler, u64 entry, struct cordon_run *run);
+int cordon_run_in(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run);
 extern unsigned long cordon_time_limit_ms, cordon_time_limit_max_ms, cordon_memory_limit_mb;
 
 /* events.c */
@@ -203,6 +212,5 @@ int cordon_event_detach(struct cordon_handler *handler, u32 number);
 int cordon_event_tell(struct cordon_handler *handler, struct cordon_event_stats *stats);
 void cordon_events_detach(struct cordon_handler *handler);
 u32 cordon_events_count(struct cordon_handler *handler);
-int cordon_run_in(struct cordon_handler *handler, struct cordon_window *window, u64 entry, struct cordon_run *run);
 
 #endif

@@ -188,7 +188,8 @@ static int change(struct cordon_job *job, const struct shape *shape, u32 at, con
 	u32 reach = max3(at + length, shape->transport, shape->sum ? shape->sum + 2 : 0);
 	u8 new[CHUNK];
 
-	if (skb_ensure_writable(packet, reach))
+	/* A packet may end within its extension headers. */
+	if (skb_ensure_writable(packet, min(reach, packet->len)))
 		return -ENOMEM;
 	/* What a device found out about the sum holds no more. */
 	if (packet->ip_summed != CHECKSUM_PARTIAL)

@@ -120,7 +120,7 @@ static void tell_gate(const struct cordon_context *context, struct cordon_run *r
 /* Fills the report; of the kernel's addresses it says nothing. */
 static void tell(const struct cordon_context *context, struct cordon_run *run)
 {
-	bool in_gate = context->status == CORDON_STOP_GATE || context->status == CORDON_STOP_FUEL ||
+	bool in_gate = context->status == CORDON_STOP_GATE || context->status == CORDON_STOP_FUEL || context->status == CORDON_STOP_JUMP ||
 		       (context->status == CORDON_STOP_TIME && !context->rip);
 
 	memcpy(run->registers, context->regs, sizeof(run->registers));
@@ -138,6 +138,9 @@ static void tell(const struct cordon_context *context, struct cordon_run *run)
 		break;
 	case CORDON_STOP_FUEL:
 		run->kind = CORDON_FUEL;
+		break;
+	case CORDON_STOP_JUMP:
+		run->kind = CORDON_BAD_JUMP;
 		break;
 	}
 	if (in_gate)
@@ -166,8 +169,9 @@ static void call(struct cordon_handler *handler, struct cordon_window *window, u
 	};
 	u64 begin = ktime_get_mono_fast_ns(), fuel = context.fuel;
 
+	bool no_interrupts = irqs_disabled() || in_nmi();
 
-	if (irqs_disabled() || in_nmi())
+	if (no_interrupts)
 		context.fuel = fuel = min_t(u64, fuel, FUEL_WITHOUT_INTERRUPTS);
 	memcpy(context.args, run->args, sizeof(context.args));
 	context.deadline = begin + time_limit(handler, run->time_limit_ns);
@@ -184,6 +188,7 @@ static void call(struct cordon_handler *handler, struct cordon_window *window, u
 		atomic64_inc(&handler->stopped);
 		tell(&context, run);
 	}
+	run->flags |= no_interrupts ? CORDON_NO_INTERRUPTS : 0;
 	if (handler->image.metered)
 		run->fuel_used = (s64)context.fuel < 0 ? fuel : fuel - context.fuel;
 }

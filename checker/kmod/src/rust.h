@@ -51,6 +51,9 @@ u32 cordon_rs_check(const u8 *text, size_t length, const u8 *note, size_t note_l
 /* First instruction start at or after `from` in accepted text, or `length`. */
 size_t cordon_rs_next_start(const u64 *scratch, size_t length, size_t from);
 
+/* What the checker knows in front of an instruction, from its scratch word: depth in words << 16 | which of the first 16 slots are pushed. */
+u32 cordon_rs_state(u64 word);
+
 /* Fills `words` table words: text slots with `text` + offset, imports with their gate, all else with `trap`. */
 void cordon_rs_tables(const u8 *note, size_t note_length, u64 *table, size_t words, u64 text, u64 trap, const u64 *gates);
 

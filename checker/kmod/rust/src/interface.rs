@@ -3,7 +3,7 @@
 use crate::explain;
 use cordon_checker::layout::{Layout, RegionKind, Slot, USER_STACK_LOW};
 use cordon_checker::note::Note;
-use cordon_checker::{Mode, Policy, check, is_start, scratch_len};
+use cordon_checker::{Mode, Policy, check, is_start, scratch_len, state_at};
 use cordon_image::{Image, ImageError};
 use core::slice;
 
@@ -165,6 +165,12 @@ pub unsafe extern "C" fn cordon_rs_next_start(scratch: *const u64, length: usize
     let words = unsafe { slice::from_raw_parts(scratch, length) };
     let rest = words.get(from..).unwrap_or_default();
     rest.iter().position(|&word| is_start(word)).map_or(length, |more| from.wrapping_add(more))
+}
+
+/// What the checker knows in front of the instruction of a scratch word: depth in words << 16 | pushed set. Depths of a kernel's stacks fit.
+#[unsafe(no_mangle)]
+pub extern "C" fn cordon_rs_state(word: u64) -> u32 {
+    state_at(word).map_or(0, |state| (state.units() as u32) << 16 | state.set() as u32 & 0xffff)
 }
 
 /// # Safety

@@ -10,5 +10,6 @@ fn header_rewriter_and_module_name_the_same_functions() {
     assert_eq!(declared, FUNCTIONS);
     let module = include_str!("../../src/gates.c");
     let offered = module.lines().filter_map(|line| line.strip_prefix("\t{ \"")?.split('"').next());
-    assert_eq!(offered.collect::<Vec<_>>(), FUNCTIONS);
+    // What is not for authors has a dot in its name.
+    assert_eq!(offered.filter(|name| !name.contains('.')).collect::<Vec<_>>(), FUNCTIONS);
 }

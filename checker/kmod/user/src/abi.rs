@@ -16,6 +16,7 @@ pub const HAS_ADDRESS: u32 = 2;
 pub const HAS_REGISTERS: u32 = 4;
 pub const IS_WRITE: u32 = 8;
 pub const IN_GATE: u32 = 16;
+pub const NO_INTERRUPTS: u32 = 32;
 
 macro_rules! codes {
     ($(#[$doc:meta])* $module:ident { $($name:ident = $value:literal, $text:literal;)* }) => {
@@ -65,6 +66,7 @@ codes! {
         TIME_LIMIT = 10, "time-limit";
         FUEL = 11, "fuel";
         OTHER = 12, "other";
+        BAD_JUMP = 13, "bad-jump";
     }
 }
 

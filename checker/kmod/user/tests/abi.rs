@@ -67,7 +67,8 @@ fn structures_and_commands_are_those_of_the_header() {
         check(name, value);
     }
     check("CORDON_OVER_QUOTA", abi::verdict::OVER_QUOTA.into());
-    check("CORDON_OTHER", abi::kind::OTHER.into());
+    check("CORDON_BAD_JUMP", abi::kind::BAD_JUMP.into());
+    check("CORDON_NO_INTERRUPTS", abi::NO_INTERRUPTS.into());
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("abi.c");
     std::fs::write(&path, source).expect("written");

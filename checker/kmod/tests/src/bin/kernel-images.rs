@@ -88,16 +88,21 @@ fn prepare(builder: &Builder, fixture: &Fixture, folder: &Path) -> Result<bool> 
 const INCLUDE: &str = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../include");
 
 /// Handlers of the guest's tests, in the modes that events take.
-const EVENT_HANDLERS: [(&str, &str); 3] = [
+const EVENT_HANDLERS: [(&str, &str); 4] = [
     ("port_filter", include_str!("../../handlers/port_filter.c")),
     ("host", include_str!("../../handlers/host.c")),
     ("packets", include_str!("../../handlers/packets.c")),
+    ("jumps", include_str!("../../handlers/jumps.c")),
 ];
 
 fn event_handler(builder: &Builder, name: &'static str, source: &'static str, folder: &Path) -> Result<()> {
     let flags = &["-mgeneral-regs-only", INCLUDE];
     let fixture = Fixture { name, language: Language::C, source, flags, only: None, libraries: &[], script: |_| Vec::new() };
-    let inputs = [Input { name: name.into(), bytes: fs::read(builder.object(&fixture, CONFIG)?)? }];
+    in_both_modes(name, fs::read(builder.object(&fixture, CONFIG)?)?, folder)
+}
+
+fn in_both_modes(name: &str, object: Vec<u8>, folder: &Path) -> Result<()> {
+    let inputs = [Input { name: name.into(), bytes: object }];
     let mut options = Options::for_kernel();
     for (mode, metered) in [("sandbox", false), ("metered", true)] {
         options.mode.metered = metered;
@@ -112,6 +117,8 @@ fn handlers(builder: &Builder, folder: &Path) -> Result<()> {
     for (name, source) in EVENT_HANDLERS {
         event_handler(builder, name, source, folder)?;
     }
+    let strings = builder.assemble("strings", include_str!("../../handlers/strings.s"))?;
+    in_both_modes("strings", fs::read(strings)?, folder)?;
     let leak = builder.assemble("leak", include_str!("../../handlers/leak.s"))?;
     let leak = [Input { name: "leak".into(), bytes: fs::read(leak)? }];
     let made = rewrite(&leak, &Options::for_kernel()).map_err(|e| anyhow::anyhow!("{:?}", e.0))?;

@@ -6,6 +6,7 @@ mod events;
 mod files;
 mod health;
 mod host;
+mod machine;
 mod rights;
 mod tool;
 
