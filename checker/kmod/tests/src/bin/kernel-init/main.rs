@@ -476,6 +476,11 @@ const TESTS: &[Test] = &[
     ("TCP passes and is changed", change::tcp),
     ("no change harms the kernel", change::destroyed),
     ("each CPU has its window", cpus::windows),
+    ("string instructions stop exactly", machine::strings),
+    ("longjmp lands or is refused", machine::jumps),
+    ("cpuid names no machine", machine::identity),
+    ("breakpoints call with interrupts off", machine::breakpoints),
+    ("CPUs come and go", cpus::hotplug),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
