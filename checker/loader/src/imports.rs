@@ -14,6 +14,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::sync::Arc;
 
 /// Handler-visible bytes of a window.
@@ -286,53 +287,58 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
     let (window, import) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame.import as usize) };
     let function = window.functions.get(import).and_then(Option::as_ref);
     let mut context = CallContext { window, cx, stopped: None, starved: false, landing: None };
-    let outcome = catch_unwind(AssertUnwindSafe(|| match function {
-        // SAFETY: the gate stored the arguments; they are copied before anything else runs.
-        Some(HostFunction::Int(function)) => (function(&mut context, unsafe { (*cx).frame.args }), 0.0),
-        // SAFETY: as above.
-        Some(HostFunction::Float(function)) => (0, function(&mut context, unsafe { (*cx).frame.float_args })),
-        None if window.image.imports().get(import).is_some_and(|i| i.built_in) => (context.jump(), 0.0),
-        None => {
-            context.stop("the host does not offer it");
-            (0, 0.0)
-        }
+    let mut result = (0, 0.0);
+    // SAFETY: the gate stored the arguments, in words; read in wider pieces they would keep the processor waiting.
+    let ints = || std::array::from_fn(|at| unsafe { ptr::read_volatile(&raw const (*cx).frame.args[at]) });
+    let ended = catch_unwind(AssertUnwindSafe(|| match function {
+        Some(HostFunction::Int(function)) => result.0 = function(&mut context, ints()),
+        // SAFETY: as above; they are copied before anything else runs.
+        Some(HostFunction::Float(function)) => result.1 = function(&mut context, unsafe { (*cx).frame.float_args }),
+        None if window.image.imports().get(import).is_some_and(|i| i.built_in) => result.0 = context.jump(),
+        None => context.stop("the host does not offer it"),
     }));
-    let (stopped, starved, landing) = (context.stopped, context.starved, context.landing);
     // SAFETY: the invocation is running; nothing else refers to its context now.
     let cx = unsafe { &mut *cx };
     if window.flags & crate::context::flag::FSGSBASE == 0 {
         // SAFETY: the thread goes back into the window or to the exit path, which restores the host's base.
         unsafe { thread::set_segment_base(window.base()) };
     }
-    // SAFETY: the invocation's state lives in the frame of the entry that is running.
-    let invocation = unsafe { &mut *(cx.invocation as *mut Invocation) };
-    let message = match outcome {
-        Ok((int, float)) => {
-            cx.frame.result = int;
-            cx.frame.float_result = float;
-            stopped
-        }
-        Err(panic) => Some(format!("panicked: {}", panic_text(&*panic))),
-    };
-    if let (Some(message), None) = (message, &invocation.outcome) {
-        let import = window.image.imports().get(import).map(|i| i.name.clone()).unwrap_or_default();
-        invocation.outcome = Some(Error::Import { import, message });
-    }
-    if let (Some(overrun), None) = (cx.clock.pending(), &invocation.outcome) {
-        invocation.outcome = Some(late(window, cx, overrun));
-    }
-    if starved && invocation.outcome.is_none() {
-        invocation.outcome = Some(Error::Fault(Box::new(Fault::starved(window, cx))));
-    }
-    if invocation.outcome.is_none() {
-        if let Some(landing) = landing {
-            // SAFETY: found for the state in which the context still is.
-            unsafe { landing.go(cx) };
-        }
+    (cx.frame.result, cx.frame.float_result) = result;
+    // SAFETY: the invocation's state lies beside the native stack of the entry that is running.
+    let outcome = unsafe { &mut (*(cx.invocation as *mut Invocation)).outcome };
+    let usual = context.stopped.is_none() && !context.starved && context.landing.is_none() && outcome.is_none();
+    if usual && ended.is_ok() && cx.clock.pending().is_none() {
         return 0;
     }
-    cx.frame.stop = stop::IMPORT;
-    1
+    let panic = ended.err().map(|panic| format!("panicked: {}", panic_text(&*panic)));
+    after(context, import, panic, outcome)
+}
+
+/// What else a host function brought about than its result; as [`host_import`].
+#[cold]
+fn after(context: CallContext<'_>, import: usize, panic: Option<String>, outcome: &mut Option<Error>) -> u32 {
+    let CallContext { window, cx, stopped, starved, landing } = context;
+    // SAFETY: the invocation is running; nothing else refers to its context now.
+    let cx = unsafe { &mut *cx };
+    if let (Some(message), None) = (panic.or(stopped), &outcome) {
+        let import = window.image.imports().get(import).map(|i| i.name.clone()).unwrap_or_default();
+        *outcome = Some(Error::Import { import, message });
+    }
+    if let (Some(overrun), None) = (cx.clock.pending(), &outcome) {
+        *outcome = Some(late(window, cx, overrun));
+    }
+    if starved && outcome.is_none() {
+        *outcome = Some(Error::Fault(Box::new(Fault::starved(window, cx))));
+    }
+    if outcome.is_some() {
+        cx.frame.stop = stop::IMPORT;
+        return 1;
+    }
+    if let Some(landing) = landing {
+        // SAFETY: found for the state in which the context still is.
+        unsafe { landing.go(cx) };
+    }
+    0
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
