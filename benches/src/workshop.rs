@@ -152,5 +152,5 @@ pub fn image(files: &[PathBuf], options: &Options) -> Result<(Arc<Image>, Stats)
 /// How the benches load: a sealed fast window would keep address 0 for good, and this process does not use gs itself.
 pub fn loading(options: &Options) -> LoadOptions {
     let policy = Policy { mode: options.mode, ..Policy::USER };
-    LoadOptions { seal: false, host_uses_gs: false, policy, ..LoadOptions::default() }
+    LoadOptions { seal: false, policy, ..LoadOptions::default() }
 }

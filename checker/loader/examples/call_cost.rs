@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let image = Image::from_bytes(&bytes, &LoadOptions { host_uses_gs, seal: false, ..LoadOptions::default() })?;
         let imports = Imports::new().function("nothing", |_, _| 0).missing_as_trap();
         let entry = image.entry(&entry).ok_or("no such entry")?;
-        let kept = if host_uses_gs { "restored" } else { "kept" };
+        let kept = if host_uses_gs { "restored" } else { "left" };
         for limit in [None, Some(Duration::from_secs(1)), Some(Duration::from_millis(1))] {
             let text = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit:?}"));
             let mut window = Window::new(&image, &imports)?;

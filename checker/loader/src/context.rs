@@ -20,7 +20,7 @@ pub mod flag {
     pub const NT: u32 = 4;
     /// `rdgsbase` and `wrgsbase` are usable; without, the segment base is set by system calls around the assembly.
     pub const FSGSBASE: u32 = 8;
-    /// The host does not use gs: exit leaves the window base there.
+    /// Where gs has base 0 or one that an exit has left, exit leaves the window base there.
     pub const KEEP_GS: u32 = 16;
     /// The text may see or change control words: host functions get their own.
     pub const CONTROL: u32 = 32;
@@ -64,7 +64,7 @@ pub mod stop {
 pub struct Frame {
     /// Host rsp to return to; the host's MXCSR lies there ([`flag::VECTORS`]).
     pub host_rsp: u64,
-    /// Host segment base found at entry.
+    /// Segment base for the exit: what entry found, or the window's.
     pub host_gs: u64,
     /// Shadow stack pointer at entry, if there is a shadow stack.
     pub shadow: u64,
@@ -122,6 +122,8 @@ pub struct Context {
     pub base: u64,
     /// Gates refuse destinations below this window offset (T_end).
     pub table_end: u64,
+    /// Base that an exit from this native stack has left in gs, or 0.
+    pub left_gs: u64,
     /// Host imports are refused when rsp is below this address.
     pub gate_limit: u64,
     /// See [`flag`].

@@ -34,6 +34,7 @@ global_asm!(
     include_str!("asm/enter.s"),
     FLAGS = const field(offset_of!(Context, flags)),
     BASE = const field(offset_of!(Context, base)),
+    LEFT_GS = const field(offset_of!(Context, left_gs)),
     GATE_LIMIT = const field(offset_of!(Context, gate_limit)),
     MXCSR_MASK = const field(offset_of!(Context, mxcsr_mask)),
     HOST_RSP = const frame!(host_rsp),
@@ -280,12 +281,14 @@ unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: O
 /// As for [`run`].
 #[cold]
 unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64, ints: &[u64; 6]) -> Returned {
-    // SAFETY: the caller's promise; the segment base found is restored.
+    // SAFETY: the caller's promise; the segment base found is restored, unless it is nobody's (as in the assembly).
     unsafe {
         let host = thread::segment_base();
         thread::set_segment_base((*cx).base);
         let returned = cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp, ints);
-        if (*cx).flags & flag::KEEP_GS == 0 {
+        if (*cx).flags & flag::KEEP_GS != 0 && (host == 0 || host == (*cx).left_gs) {
+            (*cx).left_gs = (*cx).base;
+        } else {
             thread::set_segment_base(host);
         }
         returned

@@ -282,9 +282,9 @@ fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
     Report { text, json }
 }
 
-/// The command's own terms: it does not use the segment register gs itself, which saves restoring it.
+/// The command's own terms.
 pub fn load_options() -> LoadOptions {
-    LoadOptions { host_uses_gs: false, ..LoadOptions::default() }
+    LoadOptions::default()
 }
 
 /// Why an image was not loaded or got no window.

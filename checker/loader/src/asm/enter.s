@@ -78,8 +78,7 @@ cordon_loader_enter:
     mov {BASE}(%rdi), %rcx
     mov %rax, {HOST_GS}(%rdi)
     cmp %rcx, %rax
-    je 11f
-    wrgsbase %rcx
+    jne 21f
 11:
     xor %eax, %eax
     test ${VECTORS}, %ebx
@@ -130,9 +129,8 @@ cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; r
     test ${X87}+{NT}+{CONTROL}+{UPPER}, %edx
     jnz 28f
 22:
-    and ${FSGSBASE}+{KEEP_GS}, %edx
-    cmp ${FSGSBASE}, %edx
-    jne 23f
+    test ${FSGSBASE}, %edx
+    jz 23f
     mov {HOST_GS}(%rcx), %rdx
     cmp {BASE}(%rcx), %rdx
     je 23f
@@ -148,6 +146,19 @@ cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; r
     ret
 
     # Seldom-taken parts of entry.
+21:
+    wrgsbase %rcx
+    test ${KEEP_GS}, %ebx
+    jz 11b
+    # A base of 0, and one that an exit left there, is nobody's: exit leaves this one.
+    test %rax, %rax
+    jz 8f
+    cmp {LEFT_GS}(%rdi), %rax
+    jne 11b
+8:
+    mov %rcx, {LEFT_GS}(%rdi)
+    mov %rcx, {HOST_GS}(%rdi)
+    jmp 11b
 18:
     rdsspq %rax
     mov %rax, {SHADOW}(%rdi)
