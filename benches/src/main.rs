@@ -6,6 +6,7 @@
 
 mod archives;
 mod columns;
+mod count;
 mod machine;
 mod measure;
 mod micro;
@@ -43,8 +44,16 @@ enum Command {
     Run(Run),
     /// Compare every row in every column with native, once, without any verdict on time
     Smoke(Choice),
+    /// Count the instructions of every row, natively and in windows, by valgrind
+    Count {
+        /// Only this program (repeatable)
+        #[arg(long, value_name = "NAME")]
+        program: Vec<String>,
+    },
     /// Make a report, or a document's tables, of results
     Report(Report),
+    #[command(hide = true)]
+    Pass(count::Pass),
     /// Rewrite the files of a folder and say what that takes (what the command starts itself with)
     #[command(hide = true)]
     Together {
@@ -78,6 +87,9 @@ struct Run {
     /// Leave out single operations
     #[arg(long)]
     no_micro: bool,
+    /// Leave out counts of instructions
+    #[arg(long)]
+    no_count: bool,
     /// Leave out archives and the programs around them
     #[arg(long)]
     no_archives: bool,
@@ -105,7 +117,12 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Smoke(choice) => smoke(&choice),
+        Command::Count { program } => {
+            println!("{}", report::markdown::instructions(&count(&Workshop::new()?, &program)?));
+            Ok(())
+        }
         Command::Report(args) => make_report(&args),
+        Command::Pass(args) => count::pass(&args),
         Command::Together { folder, import } => archives::rewrite_folder(&folder, &import),
     }
 }
@@ -123,6 +140,9 @@ fn run(args: &Run) -> Result<()> {
         results.archives = Some(archives::measure(args.program_rounds, &bar)?);
     }
     bar.finish_and_clear();
+    if !args.no_count {
+        results.instructions = count(&workshop, &args.choice.program)?;
+    }
     results.machine.finish();
     results.date = report::now();
     results.write(&args.output)?;
@@ -171,6 +191,20 @@ fn compare(workshop: &Workshop, choice: &Choice, plan: Plan, results: &mut Resul
     }
     bar.finish_and_clear();
     Ok(failures)
+}
+
+/// Instructions of every program.
+fn count(workshop: &Workshop, names: &[String]) -> Result<Vec<results::Count>> {
+    let mut programs: Vec<Program> = rows::programs(Amount::Smoke, names, |driver| workshop.window(driver))?;
+    programs.retain(|program| program.fixture.libraries.is_empty());
+    let bar = progress(programs.len() as u64, "programs counted");
+    let mut counts = Vec::new();
+    for program in &programs {
+        counts.extend(count::row(workshop, program, &bar)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(counts)
 }
 
 /// A report that lacks a program is not complete, and says so by the exit code.

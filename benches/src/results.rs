@@ -26,6 +26,24 @@ pub struct Results {
     pub rows: Vec<RowResult>,
     pub micro: Vec<Figure>,
     pub archives: Option<Archives>,
+    /// What the programs execute.
+    #[serde(default)]
+    pub instructions: Vec<Count>,
+}
+
+/// Instructions of one call of a program, its share of a short script, entering and copying included.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Count {
+    pub name: String,
+    /// By column.
+    pub columns: BTreeMap<String, f64>,
+}
+
+impl Count {
+    /// Against the baseline.
+    pub fn ratio(&self, column: &str) -> Option<f64> {
+        Some(self.columns.get(column)? / self.columns.get(BASELINE)?)
+    }
 }
 
 /// A column as it was.
@@ -188,7 +206,18 @@ impl Results {
         };
         let columns = COLUMNS.iter().map(column).collect();
         let (rows, micro) = (Vec::new(), Vec::new());
-        Results { format: FORMAT, date: String::new(), preliminary, machine, rounds, columns, rows, micro, archives: None }
+        Results {
+            format: FORMAT,
+            date: String::new(),
+            preliminary,
+            machine,
+            rounds,
+            columns,
+            rows,
+            micro,
+            archives: None,
+            instructions: Vec::new(),
+        }
     }
 
     /// Reads a file that [`Results::write`] wrote.

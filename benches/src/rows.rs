@@ -89,7 +89,7 @@ impl Amount {
     /// Calls that return at once.
     const fn empty(self) -> usize {
         match self {
-            Amount::Smoke => 10,
+            Amount::Smoke => 1000,
             Amount::Measure => 50_000,
         }
     }

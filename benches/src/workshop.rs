@@ -77,6 +77,22 @@ impl Workshop {
         self.wasmtime.as_deref()
     }
 
+    /// The native program of a column.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn native(&self, program: &Program, compiler: Compiler) -> Result<NativeRunner> {
+        NativeRunner::link(&self.builder, &self.files(program.fixture, compiler, None)?)
+    }
+
+    /// The image of a window's column, as a file.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn image_file(&self, program: &Program, compiler: Compiler, options: &Options) -> Result<Vec<u8>> {
+        Ok(rewrite(&inputs(&self.files(program.fixture, compiler, None)?)?, options)?.image)
+    }
+
     /// The object of one fixture, as in all columns of `compiler`.
     ///
     /// # Errors
@@ -136,16 +152,20 @@ impl Workshop {
     }
 }
 
+fn inputs(files: &[PathBuf]) -> Result<Vec<Input>> {
+    let input = |path: &PathBuf| {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        Ok(Input { name: path.display().to_string(), bytes })
+    };
+    files.iter().map(input).collect()
+}
+
 /// Rewrites and loads.
 ///
 /// # Errors
 /// If the rewriter or the loader refuse.
 pub fn image(files: &[PathBuf], options: &Options) -> Result<(Arc<Image>, Stats)> {
-    let inputs = files.iter().map(|path| {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        Ok(Input { name: path.display().to_string(), bytes })
-    });
-    let rewritten = rewrite(&inputs.collect::<Result<Vec<_>>>()?, options)?;
+    let rewritten = rewrite(&inputs(files)?, options)?;
     Ok((Image::from_bytes(&rewritten.image, &loading(options))?, rewritten.stats))
 }
 

@@ -57,11 +57,16 @@ fn wrapper_source(source: &str, entry: &str) -> Result<String> {
 }
 
 impl Object {
-    /// Compiles a program, with a wrapper for each entry; `one_frame` for machines that have 512 bytes of stack for all functions together.
+    /// Compiles a program, once, with a wrapper for each entry; `one_frame` for machines that have 512 bytes of stack for all functions together.
     ///
     /// # Errors
     /// If clang cannot compile it, or uses what this loader does not know.
     pub fn compile(folder: &Path, program: &Program, one_frame: bool) -> Result<Object> {
+        let stem = format!("{}-{}", program.name, if one_frame { "bpf1" } else { "bpf" });
+        let (file, object) = (folder.join(format!("{stem}.c")), folder.join(format!("{stem}.o")));
+        if object.exists() {
+            return Object::parse(&std::fs::read(&object)?).with_context(|| program.name.to_owned());
+        }
         for (name, text) in HEADERS {
             std::fs::write(folder.join(name), text)?;
         }
@@ -71,8 +76,6 @@ impl Object {
         for entry in entries {
             source += &wrapper_source(program.fixture.source, entry)?;
         }
-        let stem = format!("{}-{}", program.name, if one_frame { "bpf1" } else { "bpf" });
-        let (file, object) = (folder.join(format!("{stem}.c")), folder.join(format!("{stem}.o")));
         std::fs::write(&file, source)?;
         let mut command = Command::new("clang-19");
         command.args(["-target", "bpf", "-mcpu=v3", "-std=gnu11", "-O2"]).args(program.fixture.flags);

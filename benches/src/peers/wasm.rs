@@ -18,15 +18,19 @@ const STACK: &str = "stack-size=1048576";
 /// Features that all engines here have; without them, copies and conversions are slow everywhere.
 const FLAGS: &[&str] = &["--target=wasm32", "-mbulk-memory", "-msign-ext", "-mnontrapping-fptoint", "-std=gnu11", "-O2"];
 
-/// The module of a program with `padding` bytes of code (about) in front, in `folder`.
+/// The module of a program with `padding` bytes of code (about) in front, in `folder`; made once.
 ///
 /// # Errors
 /// If clang-19 or its linker are missing or say no.
 pub fn module(folder: &Path, program: &Program, padding: usize) -> Result<PathBuf> {
+    let stem = format!("{}-{padding}", program.name);
+    let path = folder.join(format!("{stem}.wasm"));
+    if path.exists() {
+        return Ok(path);
+    }
     for (name, text) in HEADERS {
         std::fs::write(folder.join(name), text)?;
     }
-    let stem = format!("{}-{padding}", program.name);
     let compile = |part: &str, text: &str, flags: &[&str]| {
         let (source, object) = (folder.join(format!("{stem}-{part}.c")), folder.join(format!("{stem}-{part}.o")));
         std::fs::write(&source, text)?;
@@ -48,7 +52,6 @@ pub fn module(folder: &Path, program: &Program, padding: usize) -> Result<PathBu
     }
     objects.push(compile("code", program.fixture.source, program.fixture.flags)?);
     objects.push(compile("support", SUPPORT, &[])?);
-    let path = folder.join(format!("{stem}.wasm"));
     let entries: BTreeSet<&str> = program.calls.iter().map(|call| call.entry).collect();
     let mut link = Command::new("wasm-ld-19");
     link.args(["--no-entry", "-z", STACK]).args(entries.iter().map(|name| format!("--export={name}")));

@@ -53,6 +53,7 @@ pub fn page(results: &Results) -> String {
     }
     holes(results, &mut page);
     micro(results, &mut page);
+    instructions(results, &mut page);
     if let Some(archives) = &results.archives {
         self::archives(results, archives, &mut page);
     }
@@ -197,6 +198,24 @@ fn micro(results: &Results, page: &mut String) {
     for operation in results.micro.iter().filter(|operation| !operation.note.is_empty()) {
         let _ = writeln!(page, "<p class='faint'>{}: {}</p>", escape(&operation.name), escape(&operation.note));
     }
+}
+
+fn instructions(results: &Results, page: &mut String) {
+    let Some(first) = results.instructions.first() else { return };
+    let ids: Vec<&String> = first.columns.keys().filter(|id| *id != BASELINE).collect();
+    *page += "<h2>Instructions</h2>\n<p>Counted by valgrind over a short script, entering and copying included, as ratios to gcc -O2: what does not depend on how busy the machine is.</p>\n<div class='wide'><table><tr><th>program<th>gcc, a call";
+    for id in &ids {
+        let title = results.columns.iter().find(|column| column.id == **id).map_or(id.as_str(), |column| &column.title);
+        let _ = write!(page, "<th>{}", escape(title));
+    }
+    *page += "</tr>\n";
+    for count in &results.instructions {
+        let native = count.columns.get(BASELINE).copied().unwrap_or(f64::NAN);
+        let _ = write!(page, "<tr><td>{}<td>{native:.1}", escape(&count.name));
+        ids.iter().for_each(|id| page.push_str(&format!("<td>{}", ratio(count.ratio(id)))));
+        *page += "</tr>\n";
+    }
+    *page += "</table></div>\n";
 }
 
 fn archives(results: &Results, archives: &Archives, page: &mut String) {

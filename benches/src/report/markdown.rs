@@ -3,7 +3,7 @@
 use super::{figure, percent, ratio, time};
 use crate::archives::Archives;
 use crate::columns::BASELINE;
-use crate::results::{ColumnResult, Pick, Results, RowResult, mean, mean_against};
+use crate::results::{ColumnResult, Count, Pick, Results, RowResult, mean, mean_against};
 use crate::stats::geomean;
 use crate::workouts;
 use std::fmt::Write as _;
@@ -74,6 +74,20 @@ pub fn micro(results: &Results) -> String {
         let cell =
             |c: &&ColumnResult| operation.values.get(&c.id).map_or_else(String::new, |value| figure(*value, &operation.unit));
         let _ = writeln!(text, "| {} | {} |", operation.name, columns.iter().map(cell).collect::<Vec<_>>().join(" | "));
+    }
+    text
+}
+
+/// Instructions, as ratios to native.
+pub fn instructions(counts: &[Count]) -> String {
+    let ids: Vec<&str> = counts
+        .first()
+        .map_or_else(Vec::new, |count| count.columns.keys().map(String::as_str).filter(|id| *id != BASELINE).collect());
+    let mut text = format!("| program | gcc, a call | {} |\n| --- | ---: |{}\n", ids.join(" | "), " ---: |".repeat(ids.len()));
+    for count in counts {
+        let native = count.columns.get(BASELINE).copied().unwrap_or(f64::NAN);
+        let cells: Vec<String> = ids.iter().map(|id| ratio(count.ratio(id))).collect();
+        let _ = writeln!(text, "| {} | {native:.1} | {} |", count.name, cells.join(" | "));
     }
     text
 }
