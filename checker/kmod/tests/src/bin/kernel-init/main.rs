@@ -7,6 +7,7 @@ mod files;
 mod health;
 mod host;
 mod machine;
+mod nasty;
 mod rights;
 mod tool;
 
@@ -481,6 +482,8 @@ const TESTS: &[Test] = &[
     ("cpuid names no machine", machine::identity),
     ("breakpoints call with interrupts off", machine::breakpoints),
     ("CPUs come and go", cpus::hotplug),
+    ("nasty places call", nasty::places),
+    ("events come and go while they fire", nasty::come_and_go),
 ];
 
 fn tell(name: &str, result: Result<String>, sums: &mut (u32, u32)) {
