@@ -10,8 +10,10 @@ enum { TCP = 6, UDP = 17, ICMP = 1 };
 enum { FROM = 9990, TO = 9991, BLOCKED = 9992 };
 
 static int is_ipv6(const u8 *packet) { return packet[0] >> 4 == 6; }
-static u64 transport(const u8 *packet) { return is_ipv6(packet) ? 40 : (u64)(packet[0] & 15) * 4; }
-static u8 protocol(const u8 *packet) { return packet[is_ipv6(packet) ? 6 : 9]; }
+/* Linux sends itself IPv6 packets of more than 64 KiB, with a jumbo option in front. */
+static int is_jumbo(const u8 *packet) { return is_ipv6(packet) && packet[6] == 0; }
+static u64 transport(const u8 *packet) { return is_ipv6(packet) ? is_jumbo(packet) ? 48 : 40 : (u64)(packet[0] & 15) * 4; }
+static u8 protocol(const u8 *packet) { return packet[is_ipv6(packet) ? is_jumbo(packet) ? 40 : 6 : 9]; }
 static u64 port(const u8 *packet) { return (u64)packet[transport(packet) + 2] << 8 | packet[transport(packet) + 3]; }
 
 static u64 payload(const u8 *packet)
