@@ -103,7 +103,7 @@ pub fn held(device: &Device) -> Result<String> {
     let output = child.wait_with_output()?;
     let text = String::from_utf8(output.stdout)?;
     ensure!(output.status.success(), "{:?} {text}", output.status);
-    let first = format!("handler {id} is in the kernel; Ctrl-C removes it\nfired ");
+    let first = format!("handler {id} is in the kernel; Ctrl-C removes it\n");
     let last = ["timer:5ms -> fault_null", "stopped: null-zone in entry fault_null", " in fault_null", "read of 4 bytes at"];
     ensure!(text.starts_with(&first) && last.iter().all(|part| text.contains(part)), "{text}");
     none()?;
