@@ -160,7 +160,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     }
     let file = read_file(&args.image)?;
     let policy = Policy { mode: args.demand.mode(), ..Policy::USER };
-    let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..load_options() };
+    let options = LoadOptions { time_limit: args.time_limit.0, fuel: args.fuel, policy, ..LoadOptions::default() };
     let image =
         Image::named(&args.image.display().to_string(), &file, &options).map_err(|e| load_failure(&args.image, &file, &e))?;
     if args.gdb {
@@ -280,11 +280,6 @@ fn report(entry: &str, args: &Args, totals: &Totals) -> Report {
     let _ = writeln!(text, "result = {}", totals.result);
     json["result"] = json!(totals.result);
     Report { text, json }
-}
-
-/// The command's own terms.
-pub fn load_options() -> LoadOptions {
-    LoadOptions::default()
 }
 
 /// Why an image was not loaded or got no window.

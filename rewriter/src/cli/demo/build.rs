@@ -2,7 +2,7 @@
 
 use super::broken;
 use crate::cli::outcome::Failure;
-use crate::cli::run::{load_failure, load_options};
+use crate::cli::run::load_failure;
 use anyhow::Context as _;
 use cordon_fixtures::catalog::{self, Fixture};
 use cordon_fixtures::compile::{Builder, USUAL};
@@ -50,7 +50,7 @@ impl Workshop {
             own.name = format!("{name}.o");
         }
         let rewritten = rewrite(&inputs, &Options::default())?;
-        let image = load(name, &rewritten.image, &load_options())?;
+        let image = load(name, &rewritten.image, &LoadOptions::default())?;
         Ok(Built { name: fixture.name, native, file: rewritten.image, image, stats: rewritten.stats })
     }
 
@@ -74,6 +74,6 @@ fn load(name: &str, file: &[u8], options: &LoadOptions) -> Result<Arc<Image>, Fa
 impl Built {
     /// The same image, loaded so that its window can be at address 0 and leave the place to the next one: a sealed page stays for good.
     pub fn unsealed(&self) -> Result<Arc<Image>, Failure> {
-        load(self.name, &self.file, &LoadOptions { seal: false, ..load_options() })
+        load(self.name, &self.file, &LoadOptions { seal: false, ..LoadOptions::default() })
     }
 }
