@@ -43,6 +43,19 @@ fn the_first_handler_of_the_readme_works() {
 }
 
 #[test]
+fn the_first_kernel_handler_of_the_readme_is_accepted() {
+    let (text, desk) = (readme(), Desk::new());
+    desk.write("udp.c", block(&text, "udp.c"));
+    let commands = block(&text, "kernel commands");
+    assert!(commands.contains("cordon check --policy kernel udp.cordon"), "{commands}");
+    let output = shell(&commands, desk.folder());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // An image is for one kind of host.
+    let output = shell("cordon check udp.cordon", desk.folder());
+    assert!(!output.status.success(), "{output:?}");
+}
+
+#[test]
 fn the_stray_pointer_of_the_readme_is_reported_as_shown() {
     let (text, desk) = (readme(), Desk::new());
     desk.write("sum.c", block(&text, "sum.c"));
