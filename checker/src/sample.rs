@@ -1,4 +1,4 @@
-//! Two small valid layouts, for tests and measurements that need text judged.
+//! Two small valid layouts, and image files around notes, for tests and measurements that need text judged or files read.
 
 use crate::layout::{
     Layout, NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, SubTable, USER_STACK_LOW, USER_STACK_SHIFT, USER_TABLE,
@@ -73,4 +73,35 @@ pub fn with_layout<T>(spec: &NoteSpec, f: impl FnOnce(&Layout<'_>) -> T) -> T {
     let bytes = spec.to_bytes();
     let note = Note::parse(&bytes).expect("a written note parses");
     f(&note.layout)
+}
+
+/// A segment of an image file: kind, flags, address, bytes in the file, bytes in memory.
+pub type Load<T> = (u32, u32, u64, T, u64);
+
+/// The ELF note that carries `descriptor`, as a segment of kind 4 has it.
+#[must_use]
+pub fn note_record(descriptor: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(descriptor.len()).expect("a note is short");
+    let mut note = [7, len, 1].map(u32::to_le_bytes).concat();
+    note.extend(b"Cordon\0\0");
+    note.extend(descriptor);
+    note
+}
+
+/// An ELF64 file with these segments, one behind the other after their headers, and nothing else.
+#[must_use]
+pub fn container<T: AsRef<[u8]>>(loads: &[Load<T>]) -> Vec<u8> {
+    let count = u16::try_from(loads.len()).expect("few segments");
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0".to_vec();
+    file.extend([0_u64, 64, 0].map(u64::to_le_bytes).concat());
+    file.extend([0, 0, 64, 56, count, 64, 0, 0].map(u16::to_le_bytes).concat());
+    let mut at = 64 + 56 * u64::from(count);
+    for (kind, flags, address, bytes, memory) in loads {
+        let len = u64::try_from(bytes.as_ref().len()).expect("64 bits");
+        file.extend([*kind, *flags].map(u32::to_le_bytes).concat());
+        file.extend([at, *address, *address, len, *memory, 4].map(u64::to_le_bytes).concat());
+        at += len;
+    }
+    loads.iter().for_each(|load| file.extend(load.3.as_ref()));
+    file
 }

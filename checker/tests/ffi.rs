@@ -2,6 +2,7 @@
 
 mod frames;
 
+use cordon_checker::layout::TEXT_VADDR;
 use cordon_checker::note::{FLAG_MATCH, FLAG_METERED, FLAG_STORES, NoteSpec};
 use cordon_checker::{Mode, Rule, sample};
 use std::path::{Path, PathBuf};
@@ -72,22 +73,10 @@ fn a_c_host_links_without_a_panic_and_judges() {
     assert_eq!(judge("user", "c3"), (Some(2), "refused: 2\n".to_owned()));
 }
 
-/// An image file as small as can be: the headers of text and note, then both.
+/// An image file as small as can be: text and note.
 fn image(text: &[u8], descriptor: &[u8]) -> Vec<u8> {
-    let (from, note_at) = (64 + 2 * 56, 64 + 2 * 56 + text.len());
-    let mut note = [7_u32, descriptor.len() as u32, 1].map(u32::to_le_bytes).concat();
-    note.extend(b"Cordon\0\0");
-    note.extend(descriptor);
-    let segment = |kind: u32, flags: u32, at: usize, address: u64, len: usize| {
-        let sizes = [at as u64, address, address, len as u64, len as u64, 4].map(u64::to_le_bytes).concat();
-        [&kind.to_le_bytes()[..], &flags.to_le_bytes(), &sizes].concat()
-    };
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0".to_vec();
-    file.extend([0_u64, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend([0_u16, 0, 64, 56, 2, 64, 0, 0].map(u16::to_le_bytes).concat());
-    file.extend(segment(1, 5, from, cordon_checker::layout::TEXT_VADDR, text.len()));
-    file.extend(segment(4, 4, note_at, 0, note.len()));
-    [&file[..], text, &note].concat()
+    let (note, len) = (sample::note_record(descriptor), |bytes: &[u8]| bytes.len() as u64);
+    sample::container(&[(1, 5, TEXT_VADDR, text, len(text)), (4, 4, 0, &note, len(&note))])
 }
 
 #[test]

@@ -1,39 +1,18 @@
 //! Image files: one good one, and what each broken field of it is refused for.
 
 use cordon_checker::layout::TEXT_VADDR;
-use cordon_checker::{LayoutError, Policy, sample};
+use cordon_checker::sample::{self, container as file, note_record};
+use cordon_checker::{LayoutError, Policy};
 use cordon_image::{FormatError, Image, ImageError};
 
 const PAGE: usize = 4096;
 
-/// Kind, flags, address, bytes in the file, bytes in memory.
-type Load<'a> = (u32, u32, u64, &'a [u8], u64);
-
-fn note(descriptor: &[u8]) -> Vec<u8> {
-    let mut note = [7_u32, descriptor.len() as u32, 1].map(u32::to_le_bytes).concat();
-    note.extend(b"Cordon\0\0");
-    note.extend(descriptor);
-    note
-}
-
-fn file(loads: &[Load<'_>]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0".to_vec();
-    file.extend([0_u64, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend([0_u16, 0, 64, 56, loads.len() as u16, 64, 0, 0].map(u16::to_le_bytes).concat());
-    let mut at = 64 + 56 * loads.len();
-    for (kind, flags, address, bytes, memory) in loads {
-        file.extend([*kind, *flags].map(u32::to_le_bytes).concat());
-        file.extend([at as u64, *address, *address, bytes.len() as u64, *memory, 4].map(u64::to_le_bytes).concat());
-        at += bytes.len();
-    }
-    loads.iter().for_each(|load| file.extend(load.3));
-    file
-}
+type Load<'a> = sample::Load<&'a [u8]>;
 
 const TEXT: &[u8] = &[0x0f, 0x0b];
 
 fn good_with<T>(use_it: impl FnOnce(&[Load<'_>]) -> T) -> T {
-    let note = note(&sample::kernel().to_bytes());
+    let note = note_record(&sample::kernel().to_bytes());
     use_it(&[
         (1, 6, 0x1_0000, &[1, 2, 3], 2 * PAGE as u64),
         (1, 5, TEXT_VADDR, TEXT, TEXT.len() as u64),
@@ -43,7 +22,7 @@ fn good_with<T>(use_it: impl FnOnce(&[Load<'_>]) -> T) -> T {
 
 #[test]
 fn reads_text_note_and_segments() {
-    let bytes = good_with(file);
+    let bytes = good_with(|loads| file(loads));
     let image = Image::read(&bytes, &Policy::KERNEL).expect("good");
     assert_eq!((image.text, image.note.layout.stack_low, image.regions().count()), (TEXT, 0x7fef_fff8, 2));
     let segments: Vec<_> = image.segments().map(|s| (s.start, s.size, s.bytes, s.writable)).collect();
@@ -87,7 +66,7 @@ fn refuses_segments_that_do_not_hold() {
 
 #[test]
 fn broken_files_are_errors() {
-    let bytes = good_with(file);
+    let bytes = good_with(|loads| file(loads));
     for len in 0..bytes.len() {
         assert!(Image::read(&bytes[..len], &Policy::KERNEL).is_err(), "cut to {len}");
     }

@@ -5,9 +5,10 @@ mod explain;
 #[path = "../../rust/src/interface.rs"]
 mod interface;
 
+use cordon_checker::Mode;
 use cordon_checker::layout::{NULL_ZONE_END, Region, RegionKind, STACK_HEADROOM, Slot, TEXT_VADDR, USER_STACK_LOW};
 use cordon_checker::note::NoteSpec;
-use cordon_checker::{Mode, sample};
+use cordon_checker::sample::{self, container as file, note_record};
 use explain::{CFacts, cordon_rs_explain};
 use interface::*;
 use std::mem::MaybeUninit;
@@ -44,14 +45,10 @@ fn spec() -> NoteSpec {
     }
 }
 
-/// Kind, flags, address, bytes in the file, bytes in memory.
-type Load = (u32, u32, u64, Vec<u8>, u64);
+type Load = sample::Load<Vec<u8>>;
 
 fn loads(spec: &NoteSpec) -> Vec<Load> {
-    let descriptor = spec.to_bytes();
-    let mut note = [7_u32, descriptor.len() as u32, 1].map(u32::to_le_bytes).concat();
-    note.extend(b"Cordon\0\0");
-    note.extend(descriptor);
+    let note = note_record(&spec.to_bytes());
     let length = note.len() as u64;
     vec![
         (1, 4, NULL_ZONE_END.into(), b"constants".to_vec(), PAGE),
@@ -59,20 +56,6 @@ fn loads(spec: &NoteSpec) -> Vec<Load> {
         (1, 5, TEXT_VADDR, TEXT.to_vec(), TEXT.len() as u64),
         (4, 4, 0, note, length),
     ]
-}
-
-fn file(loads: &[Load]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0".to_vec();
-    file.extend([0_u64, 64, 0].map(u64::to_le_bytes).concat());
-    file.extend([0_u16, 0, 64, 56, loads.len() as u16, 64, 0, 0].map(u16::to_le_bytes).concat());
-    let mut at = 64 + 56 * loads.len();
-    for (kind, flags, address, bytes, memory) in loads {
-        file.extend([*kind, *flags].map(u32::to_le_bytes).concat());
-        file.extend([at as u64, *address, *address, bytes.len() as u64, *memory, 4].map(u64::to_le_bytes).concat());
-        at += bytes.len();
-    }
-    loads.iter().for_each(|load| file.extend(&load.3));
-    file
 }
 
 fn good() -> Vec<u8> {
