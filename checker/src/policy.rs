@@ -64,18 +64,7 @@ impl Features {
     pub const NONE: Features = Features(0);
 
     /// What text may use and still name no register but the general ones, and no control word.
-    pub const GENERAL: Features = Features(
-        Features::POPCNT.0
-            | Features::BMI1.0
-            | Features::BMI2.0
-            | Features::LZCNT.0
-            | Features::MOVBE.0
-            | Features::ADX.0
-            | Features::PREFETCHW.0
-            | Features::LOCK.0
-            | Features::CX16.0
-            | Features::NT.0,
-    );
+    pub const GENERAL: Features = Policy::KERNEL.features.with(Features::LOCK).with(Features::CX16).with(Features::NT);
 
     /// The union of two sets.
     #[must_use]
