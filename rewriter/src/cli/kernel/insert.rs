@@ -98,7 +98,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     if !args.event.is_empty() {
         let entry = entry_name(args, &file)?;
         for event in &args.event {
-            attach(args, &handler, event, &entry)?;
+            attach(args, &file, &handler, event, &entry)?;
         }
     }
     let places = Places::of(&file);
@@ -164,7 +164,7 @@ fn no_entry(file: &[u8], message: &str) -> Failure {
     Failure::one(Exit::Usage, Problem::new("no-entry", message).detail("entries", entries(file).join(" ")))
 }
 
-fn attach(args: &Args, handler: &Handler, event: &Event, entry: &str) -> Result<(), Failure> {
+fn attach(args: &Args, file: &[u8], handler: &Handler, event: &Event, entry: &str) -> Result<(), Failure> {
     let limit = args.time_limit.and_then(|limit| limit.0).map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
     let packets = matches!(event, Event::Netfilter(_) | Event::Netfilter6(_));
     let flags = if args.writable && packets { abi::WRITABLE } else { 0 };
@@ -173,11 +173,10 @@ fn attach(args: &Args, handler: &Handler, event: &Event, entry: &str) -> Result<
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
-    let file = read_file(&args.image)?;
-    if error.kind() == io::ErrorKind::NotFound && !entries(&file).iter().any(|name| name == entry) {
-        return Err(no_entry(&file, &format!("no entry {entry}")));
+    if error.kind() == io::ErrorKind::NotFound && !entries(file).iter().any(|name| name == entry) {
+        return Err(no_entry(file, &format!("no entry {entry}")));
     }
-    let metered = split(&file).ok().and_then(|parts| Note::parse(parts.note).ok().map(|note| note.layout.mode.metered));
+    let metered = split(file).ok().and_then(|parts| Note::parse(parts.note).ok().map(|note| note.layout.mode.metered));
     let probe = matches!(event, Event::Kprobe(..) | Event::Tracepoint(_));
     let (code, why) = match error.kind() {
         io::ErrorKind::NotFound if probe => ("no-event", "the kernel has none of that name".to_owned()),
