@@ -511,7 +511,11 @@ fn run() -> (u32, u32) {
         Ok(device) => {
             // The kernel hands on what it does not know of its command line.
             let wanted = std::env::var("cordon_tests").unwrap_or_default();
-            for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(&wanted)) {
+            let chosen: Vec<_> = TESTS.iter().filter(|(name, _)| name.contains(&wanted)).collect();
+            if chosen.is_empty() {
+                tell("a test is chosen", Err(anyhow::anyhow!("no test's name contains {wanted:?}")), &mut sums);
+            }
+            for (name, test) in chosen {
                 let start = std::time::Instant::now();
                 let result = test(&device).map(|details| format!("{details} ({} s)", start.elapsed().as_secs()));
                 tell(name, result, &mut sums);
