@@ -78,7 +78,7 @@ cordon_loader_enter:
     mov {BASE}(%rdi), %rcx
     mov %rax, {HOST_GS}(%rdi)
     cmp %rcx, %rax
-    jne 21f
+    jne 7f
 11:
     xor %eax, %eax
     test ${VECTORS}, %ebx
@@ -146,7 +146,7 @@ cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; r
     ret
 
     # Seldom-taken parts of entry.
-21:
+7:
     wrgsbase %rcx
     test ${KEEP_GS}, %ebx
     jz 11b
