@@ -8,6 +8,7 @@ use super::known::{RSP, Solved, limit_compare};
 use super::live::free;
 use super::need::{Need, need};
 use super::save::Keeping;
+use super::scratch::{dying, named, through, unreachable};
 use crate::diag::Reason;
 use crate::liveness::{Live, effect};
 use crate::plan::{Piece, Planned, Target, encode, ok};
@@ -181,17 +182,12 @@ impl Inserter<'_> {
 
     /// A register of the address itself that nothing else needs from item `i` on.
     fn own(&mut self, i: usize, op: &Op, memory: &MemoryOperand) -> Option<Register> {
-        let mut bare = op.insn;
-        bare.set_memory_base(Register::None);
-        bare.set_memory_index(Register::None);
-        let e = effect(&mut self.factory, &bare);
-        let live = self.live.get(i + 1).map_or(u16::MAX, |live| live.registers);
-        let wanted = e.reads.registers | live & !e.kills.registers | unreachable(op) | self.reserved | 1 << RSP;
-        let dies = |r: &u8| wanted >> r & 1 == 0;
-        // The address of the data stack is summed in two steps, the index last.
-        let base = memory.base.filter(|_| memory.base != Some(RSP));
-        let index = memory.index.filter(|_| base.is_some() || memory.base.is_none());
-        index.into_iter().chain(base).find(dies).map(wide)
+        if memory.base == Some(RSP) {
+            // The address of the data stack is summed in two steps, the index last.
+            return None;
+        }
+        let after = self.live.get(i + 1).map_or(u16::MAX, |live| live.registers);
+        dying(&mut self.factory, op, memory, after, unreachable(op) | self.reserved)
     }
 
     /// Inserted code uses registers in front of item `i` that have values for others.
@@ -226,16 +222,7 @@ impl Inserter<'_> {
 
     /// The access through `register` instead of its own base and index.
     fn through(&mut self, i: usize, op: &Op, register: Register, disp: i32) -> Planned<()> {
-        let mut insn = op.insn;
-        let base = encode::narrow(register);
-        insn.set_memory_base(base);
-        insn.set_memory_index(Register::None);
-        insn.set_memory_index_scale(1);
-        insn.set_memory_displacement64(i64::from(disp).cast_unsigned());
-        insn.set_memory_displ_size(encode::displacement_size(disp, base));
-        let bytes = ok(encode::encode(&insn))?;
-        let op = Op::first(&bytes).ok_or_else(|| ("internal", format!("`{insn}` has no accepted form")))?;
-        self.code.items[i] = Item::Op(op);
+        self.code.items[i] = Item::Op(through(op, register, disp)?);
         Ok(())
     }
 
@@ -302,18 +289,6 @@ pub(super) fn item(bytes: &[u8]) -> Planned<Item> {
 /// The 64-bit register of this number.
 pub(super) fn wide(number: u8) -> Register {
     Register::RAX + u32::from(number)
-}
-
-/// Registers that `insn` names, in whatever way; rsp always.
-fn named(factory: &mut InstructionInfoFactory, insn: &Instruction) -> u16 {
-    let used = factory.info(insn).used_registers().iter();
-    used.filter(|u| u.register().is_gpr()).fold(1 << RSP, |set, u| set | 1 << u.register().full_register().number())
-}
-
-/// Registers that `op` cannot name as a base: those that need a REX prefix, if it names ah, ch, dh or bh, which must have none.
-fn unreachable(op: &Op) -> u16 {
-    let high = [Register::AH, Register::CH, Register::DH, Register::BH];
-    if (0..op.insn.op_count()).any(|k| high.contains(&op.insn.op_register(k))) { 0xff00 } else { 0 }
 }
 
 /// The true 64-bit address of `memory` into `to`.

@@ -12,6 +12,7 @@ pub mod live;
 pub mod meter;
 pub mod need;
 pub mod save;
+pub mod scratch;
 
 use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Diagnostic;
