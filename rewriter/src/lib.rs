@@ -53,8 +53,20 @@ pub struct Options {
     pub mode: Mode,
     /// For the kernel module: windows behind fs, general-purpose instructions only ([`kernel`]).
     pub kernel: bool,
+    /// How addresses are forced into the window.
+    pub masking: Masking,
     /// Turn `syscall` instructions into calls of the import [`syscall::IMPORT`]; refused otherwise.
     pub syscalls: bool,
+}
+
+/// What keeps the 32 low bits of an address and no more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Masking {
+    /// The address-size prefix of the access itself.
+    #[default]
+    Prefix,
+    /// An instruction of its own in front of the access, as in classic schemes of software fault isolation ([`instrument::mask`]).
+    Explicit,
 }
 
 impl Default for Options {
@@ -69,6 +81,7 @@ impl Default for Options {
             whole_archive: false,
             mode: Mode::default(),
             kernel: false,
+            masking: Masking::default(),
             syscalls: false,
         }
     }

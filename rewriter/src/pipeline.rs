@@ -47,6 +47,7 @@ pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress)
         syscall::add(&mut program).map_err(|e| internal(e.to_string()))?;
     }
     kernel::refuse_options(options)?;
+    instrument::mask::refuse_options(options)?;
     let functions = Functions::find(&program);
     let entries = entries(&program, options)?;
     let mut chosen = select::select(&program, &functions, entries, &imports, progress)?;
@@ -55,8 +56,15 @@ pub fn rewrite_watched(inputs: &[Input], options: &Options, progress: &Progress)
     }
     let space = space::lay_out(&program, &chosen, options)?;
     let bodies: HashMap<CodeRef, usize> = chosen.bodies.iter().enumerate().map(|(i, b)| (b.entry, i)).collect();
-    let env =
-        Env { program: &program, functions: &functions, chosen: &chosen, space: &space, bodies: &bodies, mode: options.mode };
+    let env = Env {
+        program: &program,
+        functions: &functions,
+        chosen: &chosen,
+        space: &space,
+        bodies: &bodies,
+        mode: options.mode,
+        masking: options.masking,
+    };
     let plans = plans(env, progress)?;
     progress.enter(Phase::Placing, 0);
     let text = text(env, &plans)?;

@@ -1,11 +1,11 @@
 //! An object or archive is refused or becomes an image that the loader takes, in each mode; nothing panics or hangs.
 //!
-//! The first byte chooses the mode.
+//! The first byte chooses mode and masking.
 #![no_main]
 
 use cordon_loader::{Error, Image, LoadOptions, Mode, Policy, Protect};
 use cordon_rewriter::object::Input;
-use cordon_rewriter::{Options, rewrite};
+use cordon_rewriter::{Masking, Options, rewrite};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -13,7 +13,9 @@ fuzz_target!(|data: &[u8]| {
     let protect = if choice & 4 == 0 { Protect::All } else { Protect::Stores };
     let mode = Mode { matched: choice & 1 != 0, metered: choice & 2 != 0, protect };
     let inputs = [Input { name: "input".to_owned(), bytes: bytes.to_vec() }];
-    let options = Options { mode, heap: 1 << 16, argument: 1 << 16, stack: 1 << 16, whole_archive: true, ..Options::default() };
+    // With checks there are no masks.
+    let masking = if choice & 8 == 0 || mode.matched { Masking::Prefix } else { Masking::Explicit };
+    let options = Options { mode, masking, heap: 1 << 16, argument: 1 << 16, stack: 1 << 16, whole_archive: true, ..Options::default() };
     let Ok(made) = rewrite(&inputs, &options) else { return };
     let policy = Policy { mode, ..Policy::USER };
     // Sealed pages could never be given back, and every accepted input would keep some.

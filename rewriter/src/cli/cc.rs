@@ -21,8 +21,8 @@ const WITH_ARGUMENT: [&str; 11] =
 /// Options that say what a linker would make, which is an image in any case.
 const MEANINGLESS: [&str; 6] = ["-static", "-no-pie", "-pie", "-static-pie", "-s", "-pthread"];
 /// Options of this command that take the next word, and those that do not.
-const OWN_WITH_ARGUMENT: [&str; 10] =
-    ["-o", "--cc", "--musl", "--heap", "--stack", "--arg-area", "--import", "--mode", "--protect", "--format"];
+const OWN_WITH_ARGUMENT: [&str; 11] =
+    ["-o", "--cc", "--musl", "--heap", "--stack", "--arg-area", "--import", "--mode", "--protect", "--masking", "--format"];
 const OWN: [&str; 2] = ["--fuel", "--fast-window"];
 
 /// Compile a whole C program and turn it into an image that `cordon run` hosts
@@ -36,7 +36,7 @@ Options of this command, anywhere among the others:
   -o FILE           the image (default: a.img)
   --cc COMPILER     gcc (default) or clang, in any version
   --musl DIR        a musl installation with include/ and lib/ (default: Debian's)
-  --heap, --stack, --arg-area, --import, --mode, --fuel, --protect, --fast-window, --format: as for cordon rewrite
+  --heap, --stack, --arg-area, --import, --mode, --fuel, --protect, --masking, --fast-window, --format: as for cordon rewrite
 
 Examples:
   cordon cc -O2 hello.c -o hello.img && cordon run hello.img
@@ -258,9 +258,9 @@ mod tests {
     #[test]
     fn words_go_to_whom_they_are_for() {
         let sorted =
-            sort(&words("-O2 a.c -I inc -Iinc2 -o p.img b.o --heap=1M -L lib -lz --cc clang -static -DX=1 --fast-window -x c"))
+            sort(&words("-O2 a.c -I inc -Iinc2 -o p.img b.o --heap=1M -L lib -lz --cc clang --masking explicit -static -DX=1 --fast-window -x c"))
                 .expect("sorted");
-        assert_eq!(sorted.own, words("-o p.img --heap=1M --cc clang --fast-window"));
+        assert_eq!(sorted.own, words("-o p.img --heap=1M --cc clang --masking explicit --fast-window"));
         assert_eq!(sorted.compiler, words("-O2 -I inc -Iinc2 -DX=1 -x c"));
         assert_eq!(sorted.parts, [Part::Source("a.c".into()), Part::Binary("b.o".into()), Part::Library("z".into())]);
         let own = Own::try_parse_from(sorted.own).expect("parsed");

@@ -7,7 +7,7 @@ use cordon_checker::{Mode, Protect};
 use cordon_rewriter::diag::Refusals;
 use cordon_rewriter::object::Input;
 use cordon_rewriter::progress::Progress;
-use cordon_rewriter::{Options, Rewritten, rewrite_watched};
+use cordon_rewriter::{Masking, Options, Rewritten, rewrite_watched};
 use serde_json::json;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -89,6 +89,9 @@ pub struct Link {
     /// Which accesses are protected
     #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
     pub protect: Protected,
+    /// How the sandbox forces addresses into the window
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub masking: Masked,
 }
 
 /// What an image runs in.
@@ -121,6 +124,16 @@ pub enum Protected {
     Stores,
 }
 
+/// What cuts an address down to the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Masked {
+    /// A prefix of the access itself.
+    #[default]
+    Prefix,
+    /// An instruction in front of each access, as in classic schemes: slower, for comparison.
+    Explicit,
+}
+
 impl Link {
     /// The library's form of these options.
     pub fn options(&self) -> Options {
@@ -139,6 +152,7 @@ impl Link {
                 protect: if self.protect == Protected::Stores { Protect::Stores } else { Protect::All },
             },
             kernel: self.host == HostName::Kernel,
+            masking: if self.masking == Masked::Explicit { Masking::Explicit } else { Masking::Prefix },
             syscalls: self.syscalls,
         }
     }

@@ -1,4 +1,4 @@
-//! Phase 7b: the checks that the modes ask for, put into the planned code of one body at a time (DESIGN §7, §8).
+//! Phase 7b: the checks that the modes ask for, put into the planned code of one body at a time (DESIGN §7, §8), and explicit masks ([`mask`]).
 //!
 //! The plan's bytes are taken apart into items ([`code`]), liveness is refined to them ([`live`]), the checker's knowledge of registers is solved
 //! ([`known`]), checks are put where it does not suffice ([`need`], [`check`], [`hoist`]), and the items become pieces again, with a stub for every
@@ -9,11 +9,13 @@ pub mod code;
 pub mod hoist;
 pub mod known;
 pub mod live;
+pub mod mask;
 pub mod meter;
 pub mod need;
 pub mod save;
 pub mod scratch;
 
+use crate::Masking;
 use crate::body::{Body, Flow, Key, Node, Outside};
 use crate::diag::Diagnostic;
 use crate::functions::CodeRef;
@@ -29,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 /// Rounds after which checks must have settled. Two or three do: a register that was kept on the stack is not known any more when it comes back.
 const ROUNDS: usize = 32;
 
-/// Instruments the plan of body `index` for `mode`; the sandbox alone needs nothing.
+/// Instruments the plan of body `index` for the mode and the masking; the sandbox with its prefixes alone needs nothing.
 ///
 /// # Errors
 /// Bugs of the planner or of this phase only.
@@ -41,7 +43,7 @@ pub fn instrument(
     tail_called: &HashSet<CodeRef>,
 ) -> Result<Plan, Vec<Diagnostic>> {
     let mode = env.mode;
-    if !mode.matched && !mode.metered {
+    if !mode.matched && !mode.metered && env.masking == Masking::Prefix {
         return Ok(plan);
     }
     let body = &env.chosen.bodies[index];
@@ -53,6 +55,14 @@ pub fn instrument(
     if mode.matched {
         matched(&mut code, body, live, mode).map_err(internal)?;
         tell(&code, &mut plan);
+    }
+    if env.masking == Masking::Explicit {
+        let live = live::live(&code, live);
+        for node in mask::insert(&mut code, &live, mode).map_err(internal)? {
+            if let change @ &mut FORCED = &mut plan.changes[node as usize] {
+                *change = "memory: its address is masked in a register first";
+            }
+        }
     }
     if mode.metered {
         align_hints(&mut code);

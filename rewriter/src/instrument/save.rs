@@ -1,4 +1,4 @@
-//! Registers and flags kept for the length of a check where nothing is free.
+//! Registers and flags kept for the length of a check or of a masked access where nothing is free.
 
 use super::check::{copy, item, wide};
 use super::code::Item;

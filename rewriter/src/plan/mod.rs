@@ -12,6 +12,7 @@ pub mod string;
 
 pub use string::gate_name;
 
+use crate::Masking;
 use crate::body::{Body, Flow, Node};
 use crate::diag::{Diagnostic, Reason};
 use crate::functions::{CodeRef, Functions};
@@ -90,6 +91,7 @@ pub struct Env<'a> {
     pub space: &'a Space,
     pub bodies: &'a HashMap<CodeRef, usize>,
     pub mode: Mode,
+    pub masking: Masking,
 }
 
 pub(crate) type Planned<T> = Result<T, Reason>;

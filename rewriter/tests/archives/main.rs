@@ -9,6 +9,7 @@ mod control;
 mod data;
 mod forms;
 mod image;
+mod masks;
 mod original;
 
 use cordon_checker::{Mode, Protect};
@@ -19,9 +20,14 @@ use std::collections::BTreeSet;
 
 /// The archive, rewritten as far as it can be.
 fn whole(archive: &Archive, mode: Mode) -> Accounts {
+    whole_with(archive, &Options { mode, ..Options::default() })
+}
+
+/// As [`whole`], with these options.
+fn whole_with(archive: &Archive, options: &Options) -> Accounts {
     let bytes = archive.read().unwrap_or_else(|e| panic!("{e}"));
     let members = members(&bytes).expect("an archive");
-    let options = Options { mode, syscalls: archive.syscalls, ..Options::default() };
+    let options = Options { syscalls: archive.syscalls, ..options.clone() };
     settle(members, &options).unwrap_or_else(|refusals| panic!("{}: {refusals}", archive.name))
 }
 

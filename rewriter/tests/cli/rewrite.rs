@@ -110,3 +110,19 @@ fn a_progress_bar_is_for_terminals_and_not_for_quiet_runs() {
     let shown = terminal.output().expect("script is installed (util-linux)");
     assert!(stdout(&shown).contains("is defined nowhere") && !stdout(&shown).contains('\x1b'), "{shown:?}");
 }
+
+#[test]
+fn explicit_masks_are_an_option_of_the_sandbox() {
+    let desk = Desk::new();
+    desk.object("sum", "long handler(const long *p, long n) { long s = 0; while (n-- > 0) s += p[n]; return s; }");
+    let rewrite = |words: &[&str]| desk.cordon(&[&["rewrite", "sum.o", "-o", "sum.cordon", "--format", "json"], words].concat());
+    let size = |words: &[&str]| json(&rewrite(words))["text_out"].as_u64().expect("a size");
+    assert_eq!(size(&["--masking", "prefix"]), size(&[]));
+    assert!(size(&["--masking", "explicit"]) > size(&[]));
+    assert_eq!(desk.cordon(&["check", "sum.cordon"]).status.code(), Some(0));
+    let shown = desk.cordon(&["inspect", "sum.o", "--masking", "explicit", "--function", "handler"]);
+    assert!(stdout(&shown).contains("its address is masked in a register first"), "{shown:?}");
+    let refused = rewrite(&["--masking", "explicit", "--mode", "match"]);
+    assert_eq!((refused.status.code(), &json(&refused)["error"]["code"]), (Some(1), &"unsupported-option".into()));
+    assert_eq!(rewrite(&["--masking", "none"]).status.code(), Some(2));
+}

@@ -5,6 +5,7 @@ mod arena;
 mod assemble;
 mod idioms;
 mod kernel;
+mod masking;
 mod matching;
 mod metering;
 mod stack;

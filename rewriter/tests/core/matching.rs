@@ -11,7 +11,7 @@ fn made(body: &str) -> Made {
 }
 
 /// The new code in AT&T syntax, a line for each instruction; branch targets are text offsets.
-fn listing(made: &Made) -> Vec<String> {
+pub fn listing(made: &Made) -> Vec<String> {
     let mut formatter = GasFormatter::new();
     let line = |insn| {
         let mut text = String::new();

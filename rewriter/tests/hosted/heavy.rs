@@ -6,11 +6,12 @@ use cordon_fixtures::program::{Effort, WORKOUTS, Workout};
 use std::path::Path;
 
 /// What is given to `cordon cc`, and to `cordon run`.
-const MODES: [(&str, &[&str], &[&str]); 5] = [
+const MODES: [(&str, &[&str], &[&str]); 6] = [
     ("sandbox", &[], &[]),
     ("match", &["--mode", "match"], &["--mode", "match"]),
     ("fuel", &["--fuel"], &["--fuel", "1000000000000"]),
     ("stores", &["--protect", "stores"], &["--protect", "stores"]),
+    ("explicit masks", &["--masking", "explicit"], &[]),
     ("match, fuel", &["--mode", "match", "--fuel"], &["--mode", "match", "--fuel", "1000000000000"]),
 ];
 

@@ -6,13 +6,14 @@ use std::process::Command;
 
 const ARCHIVES: &str = "/usr/lib/x86_64-linux-gnu";
 
-/// What is given to `cordon cc` and to `cordon run`: both flavours, each with a timer and with fuel; and loads left alone.
-const MODES: [(&[&str], &[&str]); 5] = [
+/// What is given to `cordon cc` and to `cordon run`: both flavours, each with a timer and with fuel; loads left alone; explicit masks.
+const MODES: [(&[&str], &[&str]); 6] = [
     (&[], &["--time-limit", "600s"]),
     (&["--mode", "match"], &["--time-limit", "600s"]),
     (&["--fuel"], &["--time-limit", "600s", "--fuel", "1000000000000"]),
     (&["--mode", "match", "--fuel"], &["--time-limit", "600s", "--fuel", "1000000000000"]),
     (&["--protect", "stores"], &["--time-limit", "600s", "--protect", "stores"]),
+    (&["--masking", "explicit"], &["--time-limit", "600s"]),
 ];
 
 /// Runs `name.c` with `archives` natively and in every mode, with each list of words; gives what all print.
