@@ -1,5 +1,6 @@
 //! Pages and tables of results.
 
+mod aims;
 pub mod html;
 pub mod markdown;
 mod svg;

@@ -1,5 +1,6 @@
 //! The README's tables.
 
+use super::aims::aims;
 use super::{figure, percent, ratio, time};
 use crate::archives::Archives;
 use crate::columns::BASELINE;
@@ -28,7 +29,7 @@ const OPERATED: [&str; 8] = ["gcc", "fast", "window", "wasmtime", "wasmtime-epoc
 
 /// Every section of the document with its text.
 pub fn sections(results: &Results) -> Vec<(&'static str, String)> {
-    let mut sections = vec![("comparison", comparison(results)), ("micro", micro(results))];
+    let mut sections = vec![("comparison", comparison(results)), ("micro", micro(results)), ("aims", aims(results))];
     sections.extend(results.archives.as_ref().map(|archives| ("archives", self::archives(results, archives))));
     sections
 }
