@@ -148,14 +148,11 @@ fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), Reaso
 fn table_entry(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Option<Field> {
     let (body, table) = *env.space.table_places.get(&(id, reloc.offset))?;
     let found = &env.chosen.bodies[body as usize].tables[table as usize];
-    let (_, to) = found.entries.get(found.entries.binary_search_by_key(&reloc.offset, |(at, _)| *at).ok()?)?;
+    let index = found.entries.binary_search_by_key(&reloc.offset, |(at, _)| *at).ok()?;
     let group = env.space.group_of_table(body as usize, table)?;
-    let index = to.map_or(Some(0), |to| group.value(to).map(i64::from))?;
+    let value = i64::from(group.entry_value(index, found.entries[index].1)?);
     Some(Ok(match found.kind {
-        TableKind::Absolute => (index, if reloc.kind == elf::R_X86_64_64 { 8 } else { 4 }),
-        TableKind::Relative => {
-            let start = i64::from(*env.space.sections.get(&found.section)?) + found.offset.cast_signed();
-            (index - start, 4)
-        }
+        TableKind::Absolute => (value, if reloc.kind == elf::R_X86_64_64 { 8 } else { 4 }),
+        TableKind::Relative => (value - env.space.start_of_table(found)?, 4),
     }))
 }

@@ -7,6 +7,7 @@ pub mod body;
 pub mod copies;
 pub mod count;
 pub mod diag;
+pub mod dispatch;
 pub mod dwarf;
 pub mod dynamic;
 pub mod elf;

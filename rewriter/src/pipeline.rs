@@ -257,8 +257,8 @@ fn sub_tables(env: Env<'_>, plans: &[Plan], text: &Text, main: &[Slot]) -> Vec<(
             for (context, base) in &group.bases {
                 let mut slots: Vec<Slot> = main.iter().take(group.first as usize).copied().collect();
                 let (mut depth, mut set) = (0, u64::MAX);
-                for at in &group.targets {
-                    let node = body.index.get(&crate::body::Key { context: *context, at: *at });
+                for to in &group.slots {
+                    let node = to.and_then(|at| body.index.get(&crate::body::Key { context: *context, at }));
                     slots.push(node.map_or(Slot::Trap, |n| {
                         depth = body.nodes[*n as usize].state.depth.cast_unsigned();
                         set &= plans[index].pushed[*n as usize];

@@ -3,10 +3,12 @@
 use crate::Options;
 use crate::body::{Body, Context, Flow};
 use crate::diag::{Diagnostic, Place, Refusals};
+use crate::dispatch::may_be_in_order;
 use crate::functions::CodeRef;
 use crate::kernel;
 use crate::program::{Program, SectionId, SectionKind};
 use crate::select::{GotWord, Selection};
+use crate::tables::Table;
 use cordon_checker::Policy;
 use cordon_checker::layout::{self, Region, RegionKind};
 use foldhash::HashMap;
@@ -23,6 +25,8 @@ const ARENA_HEADROOM: u32 = 8192;
 pub const TCB: u32 = 64;
 /// Number of slots that small code pointers can name below the null zone's end.
 const MAX_SLOTS: usize = 8192;
+/// Most bytes that sub-tables in the order of their tables' entries may take more than others: every window has a copy of all tables.
+const MOST_FOR_ORDER: i64 = 1 << 16;
 
 /// Tables of one body that the same jumps use, and labels with them: one numbering of targets.
 #[derive(Clone, Debug)]
@@ -31,10 +35,12 @@ pub struct Group {
     pub tables: u64,
     /// A jump of unknown origin uses it: it has the body's labels.
     pub labels: bool,
-    /// Slots in front of the targets: the trap, or the main table's functions where a jump may be a tail call or a computed goto.
+    /// Slots in front of the targets: the trap, or the main table's functions where a jump may be a tail call or a computed goto, or none.
     pub first: u32,
-    /// Targets in slot order, from slot `first` on.
-    pub targets: Vec<CodeRef>,
+    /// The slots from `first` on: each target once, ascending, or the entries of the one table in their order.
+    pub slots: Vec<Option<CodeRef>>,
+    /// The slots are in the order of the table's entries.
+    pub in_order: bool,
     pub bits: u32,
     /// Table displacement for each copy of the code that jumps through it.
     pub bases: BTreeMap<Context, i32>,
@@ -127,10 +133,18 @@ impl Space {
     fn sub_tables(&mut self, program: &Program, chosen: &Selection) -> Result<(), Refusals> {
         let mut at = self.table + (8 << self.main_bits);
         let end = if self.kernel { kernel::TABLE_END } else { 0x4000_0000 };
-        for (index, body) in chosen.bodies.iter().enumerate() {
-            let slots = 1 + self.import_slots.len() + self.function_slots.len();
-            let mut groups = groups(body, slots as u32);
+        let slots = 1 + self.import_slots.len() + self.function_slots.len();
+        let mut all: Vec<Vec<Group>> = chosen.bodies.iter().map(|body| groups(body, slots as u32)).collect();
+        let compact: i64 = all.iter().flatten().map(Group::bytes).sum();
+        let mut room = (i64::from(end) - i64::from(at) - compact).min(MOST_FOR_ORDER);
+        for ((index, body), mut groups) in chosen.bodies.iter().enumerate().zip(all.drain(..)) {
             for group in &mut groups {
+                if let Some(ordered) = in_order(program, body, group)
+                    && ordered.bytes() - group.bytes() <= room
+                {
+                    room -= ordered.bytes() - group.bytes();
+                    *group = ordered;
+                }
                 for base in group.bases.values_mut() {
                     *base = at;
                     at = at.checked_add(8 << group.bits).filter(|a| *a < end).ok_or_else(|| too_big("the jump tables"))?;
@@ -259,6 +273,12 @@ impl Space {
         self.groups[index].iter().find(|g| g.tables >> id & 1 == 1)
     }
 
+    /// The window offset of a jump table.
+    #[must_use]
+    pub fn start_of_table(&self, table: &Table) -> Option<i64> {
+        Some(i64::from(*self.sections.get(&table.section)?) + table.offset.cast_signed())
+    }
+
     /// The value (8 × index) of label `to` in body `index`'s computed gotos.
     #[must_use]
     pub fn label_value(&self, index: usize, to: CodeRef) -> Option<u32> {
@@ -268,11 +288,35 @@ impl Space {
 }
 
 impl Group {
-    /// 8 × the index of `to`.
-    #[must_use]
-    pub fn value(&self, to: CodeRef) -> Option<u32> {
-        self.targets.binary_search(&to).ok().map(|i| 8 * (self.first + i as u32))
+    /// 8 × the slot of `to`, where each target has one.
+    fn value(&self, to: CodeRef) -> Option<u32> {
+        self.slots.binary_search(&Some(to)).ok().map(|i| 8 * (self.first + i as u32))
     }
+
+    /// 8 × the slot of a table's entry, the `index`-th one, for `to`; the trap's for a case that cannot occur.
+    #[must_use]
+    pub fn entry_value(&self, index: usize, to: Option<CodeRef>) -> Option<u32> {
+        if self.in_order {
+            return Some(8 * (self.first + index as u32));
+        }
+        to.map_or(Some(0), |to| self.value(to))
+    }
+
+    /// Size of the sub-tables, one for each copy of the code.
+    fn bytes(&self) -> i64 {
+        (8 << self.bits) * self.bases.len() as i64
+    }
+}
+
+/// The group with the entries of its table in their order, if it has only one and nothing else than jumps counts on equal numbers of equal entries.
+fn in_order(program: &Program, body: &Body, group: &Group) -> Option<Group> {
+    let table = group.tables.trailing_zeros();
+    if group.labels || group.tables != 1 << table || group.bases.is_empty() || !may_be_in_order(program, body, table) {
+        return None;
+    }
+    let slots: Vec<Option<CodeRef>> = body.tables[table as usize].entries.iter().map(|(_, to)| *to).collect();
+    let bits = slots.len().next_power_of_two().trailing_zeros().max(1);
+    Some(Group { slots, in_order: true, first: 0, bits, ..group.clone() })
 }
 
 /// Joins tables that one jump may use.
@@ -305,7 +349,8 @@ fn groups(body: &Body, slots: u32) -> Vec<Group> {
         // Slot 0 stays the trap, so that an entry nobody filled in cannot go anywhere.
         let first = if labels && mixed { slots } else { 1 };
         let bits = (first as usize + targets.len()).next_power_of_two().trailing_zeros();
-        made.push(Group { tables, labels, first, targets: targets.into_iter().collect(), bits, bases });
+        let slots = targets.into_iter().map(Some).collect();
+        made.push(Group { tables, labels, first, slots, in_order: false, bits, bases });
     }
     made
 }

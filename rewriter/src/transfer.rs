@@ -58,7 +58,11 @@ pub fn address(program: &Program, at: CodeRef, insn: &Instruction, state: &State
 }
 
 /// The section place that a relocated (or rip-relative) displacement names; GOT and TLS forms give none.
-fn displacement_target(program: &Program, at: CodeRef, insn: &Instruction) -> Option<(crate::program::SectionId, i64)> {
+pub(crate) fn displacement_target(
+    program: &Program,
+    at: CodeRef,
+    insn: &Instruction,
+) -> Option<(crate::program::SectionId, i64)> {
     let reloc = displacement_reloc(program, at, insn);
     let Some(reloc) = reloc else {
         return insn.is_ip_rel_memory_operand().then(|| (at.section, insn.ip_rel_memory_address().cast_signed()));

@@ -153,7 +153,7 @@ pub(crate) fn entered(env: Env<'_>, index: usize) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([entry]);
     for group in &env.space.groups[index] {
         for context in group.bases.keys() {
-            found.extend(group.targets.iter().filter_map(|at| body.index.get(&Key { context: *context, at: *at })));
+            found.extend(group.slots.iter().flatten().filter_map(|at| body.index.get(&Key { context: *context, at: *at })));
         }
     }
     found

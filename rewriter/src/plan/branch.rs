@@ -359,10 +359,10 @@ impl Planner<'_> {
         if !borrow.0.is_empty() {
             return Err(("unsupported-instruction", format!("`{}`: no register is free", node.insn)));
         }
-        for at in &group.targets {
-            let target = self.body.index.get(&Key { context: node.key.context, at: *at });
-            if let (Some(&target), Some(value)) = (target, group.value(*at)) {
-                compare.set_immediate32(value);
+        for (slot, to) in (group.first..).zip(&group.slots) {
+            let target = to.and_then(|at| self.body.index.get(&Key { context: node.key.context, at }).copied());
+            if let Some(target) = target {
+                compare.set_immediate32(8 * slot);
                 let bytes = ok(encode::encode(&compare))?;
                 self.bytes(bytes);
                 self.piece(Piece::Jump(Some(4), Target::Node(target)));
@@ -374,6 +374,9 @@ impl Planner<'_> {
 
     /// Loads the target of `call|jmp *mem` into `to`.
     fn load_target(&mut self, id: u32, node: &Node, to: Register) -> Planned<Register> {
+        if self.entry_number(id, node, encode::narrow(to))? {
+            return Ok(to);
+        }
         let insn = &node.insn;
         let mut load = ok(Instruction::with2(Code::Mov_r32_rm32, encode::narrow(to), encode::window(Register::None, 0)))?;
         copy_memory(insn, &mut load);

@@ -3,6 +3,7 @@
 pub mod backward;
 pub mod bits;
 pub mod branch;
+pub mod dispatch;
 pub mod encode;
 pub mod evict;
 pub mod gather;
@@ -26,6 +27,7 @@ use cordon_checker::policy::Host;
 use cordon_checker::{Features, Mode, Policy, describe};
 use foldhash::HashMap;
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register};
+use std::collections::BTreeMap;
 
 /// Where a jump within a body goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +115,8 @@ pub struct Planner<'a> {
     pub body: &'a Body,
     pub live: &'a Liveness,
     pub native: stack::Native,
+    /// Additions of a table's address that are left out, by the load of the entry.
+    sums: BTreeMap<u32, u32>,
     pieces: Vec<Piece>,
     labels: u32,
     change: &'static str,
@@ -125,7 +129,8 @@ pub struct Planner<'a> {
 pub fn plan(env: Env<'_>, index: usize, live: &Liveness) -> Result<Plan, Vec<Diagnostic>> {
     let body = &env.chosen.bodies[index];
     let native = stack::classify(env.program, body, live);
-    let mut planner = Planner { env, index, body, live, native, pieces: Vec::new(), labels: 0, change: "" };
+    let sums = dispatch::needless_sums(env, index, live);
+    let mut planner = Planner { env, index, body, live, native, sums, pieces: Vec::new(), labels: 0, change: "" };
     let pushed: Vec<u64> = body.nodes.iter().map(|n| planner.native.set(n)).collect();
     let mut changes = Vec::with_capacity(body.nodes.len());
     let mut problems = Vec::new();
@@ -206,6 +211,13 @@ impl<'a> Planner<'a> {
         }
         if insn.mnemonic() == Mnemonic::Xlatb {
             return self.table_byte(id, node);
+        }
+        if self.is_needless_sum(id) {
+            self.note("switch: the case's number needs no address of the table");
+            return Ok(());
+        }
+        if self.entry_load(id, node)? {
+            return Ok(());
         }
         if string::is_string(insn) {
             return if self.is_backward(node) { self.copy_backward(id, node) } else { self.string(id, node) };

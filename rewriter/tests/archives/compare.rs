@@ -57,6 +57,10 @@ pub struct Comparison<'a> {
     /// Accesses of the data stack through rsp: from and to, in bytes from the return address.
     accesses: Vec<(Entry, i64, i64)>,
     pub alloca: crate::alloca::Arena,
+    /// Additions of a table's address that leave nothing: the entry's number does not need it.
+    pub sums: BTreeSet<Place>,
+    /// Jumps through tables in the order of their entries.
+    pub ordered: Vec<crate::switches::Ordered>,
     /// Instructions by form.
     pub counts: BTreeMap<&'static str, usize>,
     pub problems: Vec<String>,
@@ -79,6 +83,8 @@ impl<'a> Comparison<'a> {
             pops: Vec::new(),
             accesses: Vec::new(),
             alloca: crate::alloca::Arena::default(),
+            sums: BTreeSet::new(),
+            ordered: Vec::new(),
             counts: BTreeMap::new(),
             problems: Vec::new(),
         }
@@ -103,9 +109,10 @@ impl<'a> Comparison<'a> {
         self.judge_thread_offsets();
         self.every_function_is_there();
         self.data();
+        self.judge_order();
     }
 
-    fn wrong(&mut self, entry: &Entry, message: &str) {
+    pub fn wrong(&mut self, entry: &Entry, message: &str) {
         let (old, object) = (self.old.decode(entry.old), &self.old.objects[entry.old.object].name);
         let new: Vec<String> = self.new.decode(entry.new, entry.end).iter().map(ToString::to_string).collect();
         let function = self.new.function(entry.new).map_or("?", |f| &self.new.functions[&f].1);
@@ -186,7 +193,7 @@ impl<'a> Comparison<'a> {
                 _ => None,
             };
         }
-        let nothing = is_nothing(&insn) || self.begins_backward_copy(at, &insn);
+        let nothing = is_nothing(&insn) || self.begins_backward_copy(at, &insn) || self.sums.contains(&at);
         nothing.then(|| Place { offset: at.offset + insn.len() as i64, ..at })
     }
 
@@ -212,6 +219,9 @@ impl<'a> Comparison<'a> {
             };
         }
         if let Some(form) = self.stack_form(context, code) {
+            return form;
+        }
+        if let Some(form) = self.entry_load(context, code) {
             return form;
         }
         self.note_access(context);

@@ -177,7 +177,9 @@ impl Comparison<'_> {
         }
         let code = if calls { self.without_copied_arguments(context, code)? } else { code.to_vec() };
         let [loads @ .., mask, transfer] = &code[..] else { return Err("no masked transfer".into()) };
+        let number = if calls { None } else { self.jump_number(context, loads, transfer) };
         let register = match (loads, insn.op0_kind()) {
+            (_, OpKind::Memory) if number.is_some() => number.unwrap_or(Register::None),
             ([], OpKind::Register) => insn.op0_register(),
             // A pointer to code has 32 bits here.
             ([only], OpKind::Memory) => {

@@ -83,7 +83,8 @@ impl Comparison<'_> {
     fn label(&mut self, target: Place, value: i64) -> Result<(), String> {
         let index = usize::try_from(value / 8).unwrap_or(usize::MAX);
         let reached = self.new.map.iter().any(|e| e.old == target);
-        if value == 0 && !reached {
+        let trap = || self.new.tables.values().any(|t| t.slots.get(index) == Some(&None));
+        if !reached && (value == 0 || value % 8 == 0 && trap()) {
             return Ok(());
         }
         let found =

@@ -11,6 +11,7 @@ mod forms;
 mod image;
 mod masks;
 mod original;
+mod switches;
 
 use cordon_checker::{Mode, Protect};
 use cordon_fixtures::archives::{ARCHIVES, Archive};
