@@ -4,6 +4,7 @@ use crate::peers::wasmtime::Limit;
 use cordon_checker::{Mode, Protect};
 use cordon_fixtures::compile::Compiler;
 use cordon_fixtures::native::Remote;
+use cordon_rewriter::{Masking, Options};
 
 /// What runs a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,11 +12,7 @@ pub enum Kind {
     /// The objects, linked.
     Native(Compiler),
     /// The objects of a compiler, rewritten.
-    Window {
-        compiler: Compiler,
-        mode: Mode,
-        fast: bool,
-    },
+    Window(Rewriting),
     /// The objects in a process of their own.
     Process(Remote),
     Wasm2c,
@@ -27,6 +24,23 @@ pub enum Kind {
     Sbpf {
         compiled: bool,
     },
+}
+
+/// How a window's objects are compiled and rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewriting {
+    pub compiler: Compiler,
+    pub mode: Mode,
+    pub masking: Masking,
+    /// For the window at base 0, and in it.
+    pub fast: bool,
+}
+
+impl Rewriting {
+    /// The rewriter's options.
+    pub fn options(self) -> Options {
+        Options { mode: self.mode, masking: self.masking, fast_window: self.fast, ..Options::default() }
+    }
 }
 
 /// A column.
@@ -49,9 +63,16 @@ const TIMER: &str = "timer, any instruction";
 const REPORT: &str = "report: function, line, address";
 const TRAP: &str = "error with backtrace";
 
-const fn window(id: &'static str, title: &'static str, mode: Mode) -> Column {
-    let kind = Kind::Window { compiler: Compiler::Gcc, mode, fast: false };
+/// gcc's objects in an ordinary window.
+const ORDINARY: Rewriting = Rewriting { compiler: Compiler::Gcc, mode: SANDBOX, masking: Masking::Prefix, fast: false };
+
+const fn window(id: &'static str, title: &'static str, rewriting: Rewriting) -> Column {
+    let kind = Kind::Window(rewriting);
     Column { id, title, kind, memory: "loads and stores confined", stops: TIMER, faults: REPORT }
+}
+
+const fn in_mode(id: &'static str, title: &'static str, mode: Mode) -> Column {
+    window(id, title, Rewriting { mode, ..ORDINARY })
 }
 
 const fn wasmtime(id: &'static str, title: &'static str, limit: Limit, stops: &'static str) -> Column {
@@ -91,28 +112,26 @@ pub const BASELINE: &str = "gcc";
 pub const COLUMNS: &[Column] = &[
     native(BASELINE, "gcc", Compiler::Gcc),
     native("clang", "clang", Compiler::Clang),
+    window("fast", "Cordon, fast window", Rewriting { fast: true, ..ORDINARY }),
+    window("window", "Cordon, window", ORDINARY),
+    window("window-clang", "Cordon, window, clang's objects", Rewriting { compiler: Compiler::Clang, ..ORDINARY }),
+    window("masks", "Cordon, explicit masks", Rewriting { masking: Masking::Explicit, ..ORDINARY }),
     Column {
-        kind: Kind::Window { compiler: Compiler::Gcc, mode: SANDBOX, fast: true },
-        ..window("fast", "Cordon, fast window", SANDBOX)
+        memory: "stores confined",
+        ..in_mode("stores", "Cordon, stores only", Mode { protect: Protect::Stores, ..SANDBOX })
     },
-    window("window", "Cordon, window", SANDBOX),
-    Column {
-        kind: Kind::Window { compiler: Compiler::Clang, mode: SANDBOX, fast: false },
-        ..window("window-clang", "Cordon, window, clang's objects", SANDBOX)
-    },
-    Column { memory: "stores confined", ..window("stores", "Cordon, stores only", Mode { protect: Protect::Stores, ..SANDBOX }) },
     Column {
         memory: "loads and stores confined, stray ones reported",
-        ..window("match", "Cordon, match", Mode { matched: true, ..SANDBOX })
+        ..in_mode("match", "Cordon, match", Mode { matched: true, ..SANDBOX })
     },
     Column {
         stops: "timer, and a count of instructions",
-        ..window("metered", "Cordon, metered", Mode { metered: true, ..SANDBOX })
+        ..in_mode("metered", "Cordon, metered", Mode { metered: true, ..SANDBOX })
     },
     Column {
         memory: "loads and stores confined, stray ones reported",
         stops: "timer, and a count of instructions",
-        ..window("match-metered", "Cordon, match, metered", Mode { matched: true, metered: true, ..SANDBOX })
+        ..in_mode("match-metered", "Cordon, match, metered", Mode { matched: true, metered: true, ..SANDBOX })
     },
     Column {
         id: "wasm2c",
@@ -174,7 +193,7 @@ impl Column {
     /// The column of what its compiler makes natively; for what clang translated and another compiler compiled, clang's.
     pub const fn native(&self) -> &'static str {
         match self.kind {
-            Kind::Native(Compiler::Gcc) | Kind::Window { compiler: Compiler::Gcc, .. } | Kind::Process(_) => BASELINE,
+            Kind::Native(Compiler::Gcc) | Kind::Window(Rewriting { compiler: Compiler::Gcc, .. }) | Kind::Process(_) => BASELINE,
             _ => "clang",
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Both sides run their script once and then three times; half the difference is one pass, whatever starting takes.
 
-use crate::columns::{BASELINE, COLUMNS, Column, Kind};
+use crate::columns::{BASELINE, COLUMNS, Column, Kind, Rewriting};
 use crate::results::Count;
 use crate::rows::{self, Amount, Program};
 use crate::workshop::{Workshop, loading};
@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use cordon_fixtures::compile::{Compiler, run_tool};
 use cordon_fixtures::window::WindowRunner;
 use cordon_loader::Image;
-use cordon_rewriter::Options;
 use indicatif::ProgressBar;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -33,7 +32,7 @@ pub struct Pass {
 
 /// Whether its instructions can be counted: those of native code and of windows.
 fn counted(column: &Column) -> bool {
-    column.id == BASELINE || matches!(column.kind, Kind::Window { compiler: Compiler::Gcc, .. })
+    column.id == BASELINE || matches!(column.kind, Kind::Window(Rewriting { compiler: Compiler::Gcc, .. }))
 }
 
 /// Counts the instructions of a program in every column that has any; none for programs whose calls are recorded, not scripted.
@@ -49,10 +48,9 @@ pub fn row(workshop: &Workshop, program: &Program, bar: &ProgressBar) -> Result<
         bar.set_message(format!("{}: counting {}", program.name, column.title));
         let log = workshop.folder().join("valgrind.log");
         let pass = match column.kind {
-            Kind::Window { compiler, mode, fast } => {
-                let options = Options { mode, fast_window: fast, ..Options::default() };
+            Kind::Window(rewriting) => {
                 let file = workshop.folder().join("counted.cordon");
-                std::fs::write(&file, workshop.image_file(program, compiler, &options)?)?;
+                std::fs::write(&file, workshop.image_file(program, rewriting.compiler, &rewriting.options())?)?;
                 difference(&log, |passes| {
                     let mut command = Command::new(VALGRIND);
                     command.args(words(&log)).arg(std::env::current_exe()?).args([
@@ -109,11 +107,10 @@ fn total(log: &str) -> Result<u64> {
 /// If the image cannot be loaded, or a call does not return.
 pub fn pass(args: &Pass) -> Result<()> {
     let column = COLUMNS.iter().find(|column| column.id == args.column).context("a column")?;
-    let Kind::Window { mode, .. } = column.kind else { anyhow::bail!("no window") };
+    let Kind::Window(rewriting) = column.kind else { anyhow::bail!("no window") };
     let recorded = |_: &Program| anyhow::bail!("recorded calls");
     let programs = rows::programs(Amount::Smoke, std::slice::from_ref(&args.program), recorded)?;
-    let options = Options { mode, ..Options::default() };
-    let image = Image::from_bytes(&std::fs::read(&args.image)?, &loading(&options))?;
+    let image = Image::from_bytes(&std::fs::read(&args.image)?, &loading(&rewriting.options()))?;
     // valgrind lies where the fast window would: its images run in an ordinary one. And it is slow.
     let mut runner = WindowRunner::new(&image, false)?;
     runner.set_time_limit(None);

@@ -1,6 +1,6 @@
 //! The rows of the comparison: programs with their calls, and which columns cannot run them.
 
-use crate::columns::{Column, Kind};
+use crate::columns::{Column, Kind, Rewriting};
 use anyhow::{Context as _, Result, bail};
 use cordon_fixtures::catalog::{self, Fixture, Language};
 use cordon_fixtures::compile::Compiler;
@@ -150,7 +150,7 @@ impl Program {
             Kind::Wasm2c | Kind::Wasmtime(_) | Kind::Wasmi | Kind::Rbpf { .. } | Kind::Sbpf { .. } if prebuilt => {
                 Some("around a prebuilt x86-64 archive")
             }
-            Kind::Native(Compiler::Clang) | Kind::Window { compiler: Compiler::Clang, .. } if prebuilt => {
+            Kind::Native(Compiler::Clang) | Kind::Window(Rewriting { compiler: Compiler::Clang, .. }) if prebuilt => {
                 Some("the archive was compiled by gcc")
             }
             Kind::Rbpf { .. } | Kind::Sbpf { .. } if !PACKETS.contains(&self.name) => {

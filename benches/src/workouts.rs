@@ -12,9 +12,10 @@ use std::time::Duration;
 type Column = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// The columns, named as in [`crate::columns`].
-pub const COLUMNS: [Column; 5] = [
+pub const COLUMNS: [Column; 6] = [
     ("window", &[], &[]),
     ("fast", &["--fast-window"], &["--fast-window"]),
+    ("masks", &["--masking", "explicit"], &[]),
     ("stores", &["--protect", "stores"], &["--protect", "stores"]),
     ("match", &["--mode", "match"], &["--mode", "match"]),
     ("metered", &["--fuel"], &["--metered"]),

@@ -126,10 +126,10 @@ impl Workshop {
         let runner: Box<dyn Runner> = match column.kind {
             Kind::Native(compiler) => Box::new(native(compiler)?),
             Kind::Process(remote) => Box::new(native(Compiler::Gcc)?.remote(remote)),
-            Kind::Window { compiler, mode, fast } => {
-                let files = self.files(program.fixture, compiler, front)?;
-                let (image, stats) = image(&files, &Options { mode, fast_window: fast, ..Options::default() })?;
-                return Ok(Built { runner: Box::new(Windowed { image, fast }), stats: Some(stats) });
+            Kind::Window(rewriting) => {
+                let files = self.files(program.fixture, rewriting.compiler, front)?;
+                let (image, stats) = image(&files, &rewriting.options())?;
+                return Ok(Built { runner: Box::new(Windowed { image, fast: rewriting.fast }), stats: Some(stats) });
             }
             Kind::Wasm2c => Box::new(wasm2c::runner(self.folder.path(), &self.builder, &module()?)?),
             Kind::Wasmtime(limit) => {

@@ -32,11 +32,11 @@ pub fn imports() -> Imports {
 /// If an image cannot be made, or a call ends otherwise than it must.
 pub fn measure(workshop: &Workshop, amount: Amount, sink: &mut Sink, bar: &ProgressBar) -> Result<()> {
     for column in COLUMNS {
-        let Kind::Window { compiler, mode, fast } = column.kind else { continue };
+        let Kind::Window(rewriting) = column.kind else { continue };
         bar.set_message(format!("single operations: {}", column.title));
-        let options = Options { mode, fast_window: fast, imports: vec!["host_add".into()], ..Options::default() };
-        let file = rewritten(workshop, compiler, &options)?;
-        calls(&Image::from_bytes(&file, &loading(&options))?, fast, column.id, amount, sink)?;
+        let options = Options { imports: vec!["host_add".into()], ..rewriting.options() };
+        let file = rewritten(workshop, rewriting.compiler, &options)?;
+        calls(&Image::from_bytes(&file, &loading(&options))?, rewriting.fast, column.id, amount, sink)?;
         if column.id == "window" {
             life(&file, &options, amount, sink)?;
         }

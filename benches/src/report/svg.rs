@@ -113,6 +113,7 @@ pub fn class(id: &str) -> &'static str {
     match id {
         "fast" => "cordon-fast",
         "window" | "window-clang" => "cordon",
+        "masks" => "cordon-masks",
         "stores" => "cordon-stores",
         "match" | "match-metered" => "cordon-match",
         "metered" => "cordon-metered",
