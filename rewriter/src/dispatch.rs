@@ -76,10 +76,11 @@ pub fn may_be_in_order(program: &Program, body: &Body, table: TableId) -> bool {
     let targets: Vec<CodeRef> = found.entries.iter().filter_map(|(_, to)| *to).collect();
     let different: BTreeSet<&CodeRef> = targets.iter().collect();
     program.section(found.section).kind == SectionKind::Rodata
-        && (different.len() == targets.len() || found.kind == TableKind::Relative || only_jumped_through(program, body, table))
+        && (different.len() == targets.len() || only_jumped_through(program, body, table))
 }
 
-/// Whether entries of `table` are read into registers only, and nothing but moves and jumps reads those.
+/// Whether entries of `table` are read into registers only, and nothing reads those but moves, the addition of the table's address (which the
+/// analysis of values follows, or the body is refused) and jumps.
 fn only_jumped_through(program: &Program, body: &Body, table: TableId) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let holds = |value: Value| matches!(value, Value::Code(set) | Value::Relative(set) if set >> table & 1 == 1);
@@ -93,7 +94,7 @@ fn only_jumped_through(program: &Program, body: &Body, table: TableId) -> bool {
         let used = factory.info(&node.insn).used_registers();
         let mut read = used.iter().filter(|u| !matches!(u.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::None));
         let reads_entry = read.any(|u| u.register().is_gpr() && holds(node.state.register(u.register().full_register())));
-        !reads_entry || jumps && node.insn.op0_kind() == OpKind::Register || moves(node)
+        !reads_entry || jumps && node.insn.op0_kind() == OpKind::Register || moves(node) || sums(node)
     })
 }
 
@@ -115,4 +116,15 @@ pub fn is_plain_load(insn: &Instruction) -> bool {
 fn moves(node: &Node) -> bool {
     let registers = node.insn.op0_kind() == OpKind::Register && node.insn.op1_kind() == OpKind::Register;
     node.insn.mnemonic() == Mnemonic::Mov && registers && node.insn.op0_register().is_gpr64()
+}
+
+/// An addition into a register of 64 bits, or the extension of an entry in front of one.
+fn sums(node: &Node) -> bool {
+    let to = node.insn.op0_kind() == OpKind::Register && node.insn.op0_register().is_gpr64();
+    let from = node.insn.op1_kind() != OpKind::Memory || node.insn.mnemonic() == Mnemonic::Lea;
+    match node.insn.mnemonic() {
+        Mnemonic::Cdqe => true,
+        Mnemonic::Add | Mnemonic::Lea | Mnemonic::Movsxd => to && from,
+        _ => false,
+    }
 }

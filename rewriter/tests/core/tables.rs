@@ -131,6 +131,9 @@ fn table_whose_order_does_not_decide_keeps_its_loads() {
     // The same of different entries: one number each, whoever looks.
     let different = rewrite(&switch(compared, ".section .rodata\nt: .quad 2b,1b"));
     assert_eq!(traps(&different), [false, false]);
+    // The same of two relative entries, before their sums.
+    let differences = "movslq (%rdx,%rdi,4),%rax\n movslq (%rdx,%rsi,4),%rcx\n cmp %rcx,%rax\n je 2f\n add %rdx,%rax\n jmp *%rax";
+    assert_eq!(traps(&rewrite(&switch(differences, RELATIVE))), [true, false, false]);
     // Kept somewhere, so that anybody may compare it.
     let stored = "mov t(,%rdi,8),%rax\n mov %rax,(%rsi)\n jmp *%rax";
     assert_eq!(traps(&rewrite(&switch(stored, ABSOLUTE))), [true, false, false]);
