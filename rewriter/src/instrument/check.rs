@@ -4,11 +4,11 @@
 //! kept in rax meanwhile. An address in a scratch register serves the accesses behind it that differ in the displacement only.
 
 use super::code::{Code, Item, Op};
-use super::known::{RSP, Solved, limit_compare};
+use super::known::{Known, RSP, Solved, limit_compare};
 use super::live::free;
 use super::need::{Need, need};
 use super::save::Keeping;
-use super::scratch::{dying, named, through, unreachable};
+use super::scratch::{dying, indexed, named, through, unreachable};
 use crate::diag::Reason;
 use crate::liveness::{Live, effect};
 use crate::plan::{Piece, Planned, Target, encode, ok};
@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 const RAX: u8 = 0;
 /// The register with the count of metered text.
 const COUNT: u8 = 14;
+/// Least displacement at which an access of the stack by 2 GiB or more is astray: the last 64 KiB below 2 GiB are free.
+const LEAST: i32 = -0x1_0000;
 /// `ja`: above the limit, as an unsigned number.
 const ABOVE: Option<u8> = Some(7);
 
@@ -42,12 +44,14 @@ impl Sum {
     }
 }
 
-/// A scratch register with a checked address in it.
+/// A scratch register with a checked address in it, or on the stack with a checked index times its scale.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     register: Register,
     sum: Sum,
     disp: i32,
+    /// It holds `index × scale` only, and the access is on the stack.
+    product: bool,
 }
 
 /// Inserts checks; true if there was something to do.
@@ -100,7 +104,7 @@ struct Inserter<'a> {
 }
 
 impl Inserter<'_> {
-    fn item(&mut self, i: usize, known: super::known::Known, mode: Mode) -> Planned<()> {
+    fn item(&mut self, i: usize, known: Known, mode: Mode) -> Planned<()> {
         if self.joined[i] || (i > 0 && (!self.code.items[i - 1].falls() || self.code.items[i - 1].calls())) {
             self.held.clear();
         }
@@ -108,7 +112,10 @@ impl Inserter<'_> {
         let op = op.clone();
         match need(&op, known, mode) {
             Some(Need::Base(base)) => self.base(i, &op, base)?,
-            Some(Need::Address) => self.address(i, &op)?,
+            Some(Need::Address) => match on_stack(&op, known) {
+                Some((memory, index)) => self.on_stack(i, &op, &memory, index)?,
+                None => self.address(i, &op)?,
+            },
             None => {}
         }
         let written = effect(&mut self.factory, &op.insn).writes | op.what.gpr_writes;
@@ -145,7 +152,7 @@ impl Inserter<'_> {
     fn address(&mut self, i: usize, op: &Op) -> Planned<()> {
         let Some(memory) = op.what.memory else { return Ok(()) };
         let sum = Sum::of(&memory);
-        let nameable = |h: &&Held| h.sum == sum && unreachable(op) >> h.register.number() & 1 == 0;
+        let nameable = |h: &&Held| !h.product && h.sum == sum && unreachable(op) >> h.register.number() & 1 == 0;
         if let Some(held) = self.held.iter().find(nameable).copied()
             && let Some(disp) = memory.disp.checked_sub(held.disp)
         {
@@ -163,7 +170,7 @@ impl Inserter<'_> {
             if let Some(register) = found {
                 self.busy[register.number()] = Some(i);
                 self.held.retain(|h| h.register != register);
-                self.held.push(Held { register, sum, disp: memory.disp });
+                self.held.push(Held { register, sum, disp: memory.disp, product: false });
                 return self.address_in(register, at, i, op, &memory, stop);
             }
         }
@@ -171,6 +178,53 @@ impl Inserter<'_> {
             Some(register) if place == Some(i) => self.address_in(register, i, i, op, &memory, stop),
             own => self.address_kept(i, op, &memory, own, stop),
         }
+    }
+
+    /// An access of the stack by an index that is not negative: its product with the scale is checked, which in reach leaves the address in
+    /// reach, and astray leaves it astray.
+    fn on_stack(&mut self, i: usize, op: &Op, memory: &MemoryOperand, index: u8) -> Planned<()> {
+        let sum = Sum::of(memory);
+        let unreachable = unreachable(op) | self.reserved;
+        let nameable = |h: &&Held| h.product && h.sum == sum && unreachable >> h.register.number() & 1 == 0;
+        if let Some(held) = self.held.iter().find(nameable).copied() {
+            self.busy[held.register.number()] = Some(i);
+            return self.indexed(i, op, held.register);
+        }
+        let Some(at) = self.place(i, 1 << index) else { return self.address(i, op) };
+        if memory.scale == 1 {
+            let stop = self.stop(i);
+            self.front(at).checks.extend(check(index, stop)?);
+            return Ok(());
+        }
+        // A register that the access itself overwrites serves it, but nothing after it.
+        let overwritten = effect(&mut self.factory, &op.insn).writes;
+        let first = free(self.live[i], overwritten | unreachable).chain(free(self.live[i], unreachable));
+        let found = { first }.find(|r| self.is_free(*r, at, i));
+        if let Some(register) = found {
+            self.busy[register.number()] = Some(i);
+            self.held.retain(|h| h.register != register);
+            self.held.push(Held { register, sum, disp: 0, product: true });
+            return self.product_in(register, at, i, op, memory.scale, index);
+        }
+        let after = self.live.get(i + 1).map_or(u16::MAX, |live| live.registers);
+        match dying(&mut self.factory, op, memory, after, unreachable) {
+            Some(own) if at == i => self.product_in(own, i, i, op, memory.scale, index),
+            _ => self.address(i, op),
+        }
+    }
+
+    /// `index × scale` into `register` and its check, in front of item `at`; the access, item `i`, has that as its index.
+    fn product_in(&mut self, register: Register, at: usize, i: usize, op: &Op, scale: u8, index: u8) -> Planned<()> {
+        let stop = self.stop(i);
+        let front = times(register, index, scale)?.into_iter().chain(check(register.number() as u8, stop)?);
+        self.front(at).checks.extend(front);
+        self.indexed(i, op, register)
+    }
+
+    /// The access, on the stack, by `register` as its index.
+    fn indexed(&mut self, i: usize, op: &Op, register: Register) -> Planned<()> {
+        self.code.items[i] = Item::Op(indexed(op, register)?);
+        Ok(())
     }
 
     /// The address into `register` and its check, in front of item `at`; the access, item `i`, goes through the register.
@@ -303,6 +357,25 @@ fn sum_into(to: Register, memory: &MemoryOperand) -> Planned<Vec<Item>> {
     }
     let base = memory.base.map_or(Register::None, wide);
     Ok(vec![item(&ok(encode::lea(to, base, index, scale, memory.disp))?)?])
+}
+
+/// `to = index × scale`, 64 bits.
+fn times(to: Register, index: u8, scale: u8) -> Planned<Vec<Item>> {
+    let index = wide(index);
+    let bytes = if to == index {
+        Instruction::with2(iced_x86::Code::Shl_rm64_imm8, to, scale.trailing_zeros()).and_then(|i| encode::encode(&i))
+    } else {
+        encode::lea(to, Register::None, index, scale.into(), 0)
+    };
+    Ok(vec![item(&ok(bytes)?)?])
+}
+
+/// The operand of an access of the stack that an index which cannot be negative may lead astray, and the index.
+fn on_stack(op: &Op, known: Known) -> Option<(MemoryOperand, u8)> {
+    let memory = op.what.memory.filter(|m| m.base == Some(RSP) && m.disp >= LEAST)?;
+    let index = memory.index.filter(|index| known.is_extended(*index))?;
+    let checked = MemoryOperand { scale: 1, ..memory };
+    known.facts.checked(index).allows(&checked, known.esp).then_some((memory, index))
 }
 
 /// A register to register move, 64 bits.

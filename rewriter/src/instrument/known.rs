@@ -20,6 +20,8 @@ pub struct Known {
     pub facts: Facts,
     /// Registers below 2^8, which the checker does not need to know: they decide how a check may be made.
     pub tiny: u16,
+    /// Registers from 0 to 2^32 - 1, of which the checker only knows that they are near.
+    pub extended: u16,
     /// Low half of rsp.
     pub esp: u32,
 }
@@ -68,9 +70,9 @@ pub fn solve(code: &Code, body: &Body, mode: Mode, gain: impl Fn(&Op, Known) -> 
             known.esp = esp[i];
             if joined[i] {
                 next[i] &= known.facts.low() | if falls_into(code, i) { 0 } else { u16::MAX };
-                known = Known { facts: Facts::at_label(low[i]), tiny: 0, ..known };
+                known = Known { facts: Facts::at_label(low[i]), tiny: 0, extended: 0, ..known };
             } else if !falls_into(code, i) {
-                known = Known { facts: Facts::NONE, tiny: 0, ..known };
+                known = Known { facts: Facts::NONE, tiny: 0, extended: 0, ..known };
             }
             before[i] = known;
             if let Item::Op(op) = item
@@ -115,25 +117,26 @@ fn falls_into(code: &Code, i: usize) -> bool {
 }
 
 /// What is known after item `i`.
-fn after(code: &Code, i: usize, known: Known, mode: Mode) -> Known {
+pub(super) fn after(code: &Code, i: usize, known: Known, mode: Mode) -> Known {
     match &code.items[i] {
         Item::Op(op) => {
             let calls = matches!(op.what.flow, Flow::Call(_) | Flow::TableCall { .. });
-            let kept = match known.tiny {
+            let kept = match known.tiny | known.extended {
                 0 => 0,
                 _ if calls => 0,
-                tiny => tiny & !(op.what.gpr_writes | written(&mut InstructionInfoFactory::new(), &op.insn)),
+                _ => !(op.what.gpr_writes | written(&mut InstructionInfoFactory::new(), &op.insn)),
             };
-            let tiny = kept | becomes_tiny(&op.insn);
+            let tiny = known.tiny & kept | becomes_tiny(&op.insn);
             // What the checker does not list, it knows nothing after; `Code::read` took nothing of the kind.
             let facts = track(&op.bytes, Host::User, mode, known.facts, known.esp).map_or(Facts::NONE, |t| t.after);
-            Known { facts, tiny, ..known }
+            let extended = known.extended & kept | becomes_extended(op) & facts.near();
+            Known { facts, tiny, extended, ..known }
         }
         Item::Piece(Piece::Jump(Some(7), to)) if code.is_stop(*to) => match i.checked_sub(1).map(|i| &code.items[i]) {
             Some(Item::Op(op)) => Known { facts: compared(op).map_or(known.facts, |r| known.facts.checked(r)), ..known },
             _ => known,
         },
-        Item::Piece(Piece::Call(_) | Piece::Hint(..)) => Known { facts: Facts::NONE, tiny: 0, ..known },
+        Item::Piece(Piece::Call(_) | Piece::Hint(..)) => Known { facts: Facts::NONE, tiny: 0, extended: 0, ..known },
         Item::Piece(_) => known,
     }
 }
@@ -145,10 +148,26 @@ fn becomes_tiny(insn: &Instruction) -> u16 {
     let small = match insn.mnemonic() {
         Mnemonic::Movzx if insn.op1_kind() == OpKind::Memory => insn.memory_size().size() == 1,
         Mnemonic::Movzx => insn.op1_register().is_gpr8(),
-        Mnemonic::And => insn.try_immediate(1).is_ok_and(|v| v < 0x100),
+        Mnemonic::And | Mnemonic::Mov => insn.try_immediate(1).is_ok_and(|v| v < 0x100),
+        Mnemonic::Xor | Mnemonic::Sub => insn.op1_kind() == OpKind::Register && insn.op1_register() == to,
         _ => false,
     };
     if wide && small { 1 << to.number() } else { 0 }
+}
+
+/// The register that `op` writes the lower half of; the upper one is 0 then if the checker knows the result as near.
+fn becomes_extended(op: &Op) -> u16 {
+    let to = op.insn.op_register(0);
+    let narrow = op.insn.op_count() > 0 && op.insn.op0_kind() == OpKind::Register && to.is_gpr32();
+    if narrow { op.what.gpr_writes & 1 << to.number() } else { 0 }
+}
+
+impl Known {
+    /// Whether the register is from 0 to 2^32 - 1.
+    #[must_use]
+    pub const fn is_extended(&self, register: u8) -> bool {
+        (self.extended | self.facts.low()) >> register & 1 == 1
+    }
 }
 
 /// The low half of rsp before each item.

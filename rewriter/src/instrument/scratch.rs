@@ -24,6 +24,18 @@ pub fn through(op: &Op, register: Register, disp: i32) -> Planned<Op> {
     Op::first(&bytes).ok_or_else(|| ("internal", format!("`{insn}` has no accepted form")))
 }
 
+/// The access of `op`, which is on the stack, by the index `register`.
+///
+/// # Errors
+/// An access that cannot be written with another address (none is known).
+pub fn indexed(op: &Op, register: Register) -> Planned<Op> {
+    let mut insn = op.insn;
+    insn.set_memory_index(encode::narrow(register));
+    insn.set_memory_index_scale(1);
+    let bytes = ok(encode::encode(&insn))?;
+    Op::first(&bytes).ok_or_else(|| ("internal", format!("`{insn}` has no accepted form")))
+}
+
 /// A register of the address `memory` itself that nothing else needs: neither `op` nor, behind it, those who want `live`, nor is it in `taken`.
 pub fn dying(factory: &mut InstructionInfoFactory, op: &Op, memory: &MemoryOperand, live: u16, taken: u16) -> Option<Register> {
     let mut bare = op.insn;

@@ -203,6 +203,20 @@ fn a_check_of_nested_loops_stands_in_front_of_both() {
 }
 
 #[test]
+fn an_index_of_the_stack_that_is_not_negative_is_checked_by_itself() {
+    let lines = listing(&made("mov %edi,%eax\n mov -64(%rsp,%rax,8),%rcx\n add -56(%rsp,%rax,8),%rcx\n add %rcx,%rax\n ret\n"));
+    assert_eq!(lines[1..3], ["lea (, %rax, 8), %rdx", "cmp $0x7fffffff, %rdx"], "{lines:#?}");
+    assert_eq!(lines[4..6], ["mov %gs:-0x40(%esp, %edx), %rcx", "add %gs:-0x38(%esp, %edx), %rcx"], "{lines:#?}");
+    let lines = listing(&made("mov %edi,%eax\n movzbl -64(%rsp,%rax),%eax\n ret\n"));
+    assert_eq!((lines[1].as_str(), lines[3].as_str()), ("cmp $0x7fffffff, %rax", "movzbl %gs:-0x40(%esp, %eax), %eax"));
+    // The index is overwritten by what it is used for, and nothing else is free.
+    let last = "mov %ecx,%ecx\n mov -64(%rsp,%rcx,4),%ecx\n";
+    let lines = listing(&made(&format!("push %rbx\n push %rbp\n {FULL}{last}{USE} pop %rbp\n pop %rbx\n ret\n")));
+    let at = position(&lines, "shl $2, %rcx");
+    assert!(lines[at + 3].contains("(%esp, %ecx), %ecx"), "{lines:#?}");
+}
+
+#[test]
 fn a_prefetch_is_not_checked() {
     assert!(checked(&made("prefetcht0 (%rdi)\n ret\n")).is_empty());
 }

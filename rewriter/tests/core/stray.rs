@@ -288,3 +288,15 @@ fn gates_work_up_to_both_edges_of_memory() {
         }
     }
 }
+
+#[test]
+fn indices_of_the_stack_that_are_astray_are_reported() {
+    let body = "mov %edi,%eax\n movq $5,-64(%rsp)\n movq $6,-56(%rsp)\n mov -64(%rsp,%rax,8),%rax\n ret\n";
+    let mut setting = Setting::new(body);
+    assert_eq!([0, 1].map(|i| setting.call(i, 0).expect("in the frame")), [5, 6]);
+    let base = setting.call(0x1000_0000, 0).expect_err("astray").address.expect("known") - (0x1000_0000 << 3);
+    for index in [0x2000_0000, 0xffff_fff0] {
+        let fault = setting.call(index, 0).expect_err("astray");
+        assert_eq!((fault.kind, fault.address), (FaultKind::StrayAccess, Some(base + (index << 3))), "{fault}");
+    }
+}
