@@ -5,6 +5,7 @@
 
 use super::check::check;
 use super::code::{Code, Item};
+use super::induction::{Counted, Rounds, counted};
 use super::known::{Solved, compared};
 use super::need::{Need, need};
 use crate::liveness::{Live, effect};
@@ -12,6 +13,9 @@ use crate::plan::{Piece, Planned, Target};
 use cordon_checker::{Flow, Mode};
 use iced_x86::{InstructionInfoFactory, Mnemonic};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Tells the checks of counters from others where heads and registers are remembered.
+const COUNTER: u8 = 1 << 4;
 
 /// A loop with checks to put in front of it.
 struct Loop {
@@ -21,6 +25,8 @@ struct Loop {
     entering: Vec<usize>,
     /// Register and the item that needs it checked.
     wanted: Vec<(u8, usize)>,
+    /// Accesses by a pointer, checked in front, and a counter, which is checked at the access.
+    counted: Vec<Counted>,
 }
 
 /// Puts checks in front of loops; true if there was something to do. `done` remembers heads and registers of earlier rounds.
@@ -33,13 +39,26 @@ pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: 
     for head in 0..code.items.len() {
         if let Some(mut one) = candidate(code, &flow, solved, live, mode, head) {
             let Item::Piece(Piece::Node(node)) = code.items[head] else { continue };
+            let low = |c: &Counted| solved.before[c.access].facts.low() >> c.pointer & 1 == 1;
+            one.counted
+                .retain(|c| !done.contains(&(node, COUNTER | c.counter)) && (low(c) || !done.contains(&(node, c.pointer))));
+            one.wanted.extend(one.counted.iter().filter(|c| !low(c)).map(|c| (c.pointer, c.access)));
             one.wanted.retain(|(register, _)| done.insert((node, *register)));
-            if !one.wanted.is_empty() {
+            // The first check of a counter serves the others.
+            one.counted.retain(|c| done.insert((node, COUNTER | c.counter)));
+            if !one.wanted.is_empty() || !one.counted.is_empty() {
                 found.push(one);
             }
         }
     }
     let mut edits: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
+    // Their checks come first, so that the labels of the access stand behind them.
+    for one in found.iter().flat_map(|one| &one.counted) {
+        let place = code.label();
+        let edit = edits.entry(one.access).or_default();
+        edit.extend(check(one.counter, code.stop(place, false))?);
+        edit.push(Item::Piece(Piece::Label(place)));
+    }
     for one in &found {
         let mut front = Vec::new();
         if !one.entering.is_empty() {
@@ -137,8 +156,10 @@ fn candidate(code: &Code, edges: &Edges, solved: &Solved, live: &[Live], mode: M
     if !back || live[head].flags != 0 || edges.entered.contains(&head) {
         return None;
     }
-    let wanted = straight(code, solved, mode, head);
-    if wanted.is_empty() {
+    let first = straight(code, solved, head);
+    let wanted = bases(code, solved, mode, &first);
+    let sums = |i: &usize| matches!(&code.items[*i], Item::Op(op) if need(op, solved.before[*i], mode) == Some(Need::Address));
+    if wanted.is_empty() && !first.iter().any(sums) {
         return None;
     }
     // What is reached without the head is not in the loop: the head dominates the loop's jumps back.
@@ -160,10 +181,12 @@ fn candidate(code: &Code, edges: &Edges, solved: &Solved, live: &[Live], mode: M
         }
     }
     let wanted: Vec<_> = wanted.into_iter().filter(|(register, _)| written >> register & 1 == 0).collect();
+    let rounds = Rounds { entering: &entering, inside: &body, written };
+    let counted = counted(code, solved, live, mode, &first, rounds);
     let jumps = entering.into_iter().filter(|i| Some(*i) != falls || matches!(code.items[*i], Item::Piece(Piece::Jump(..))));
     let entering =
         jumps.filter(|&i| matches!(&code.items[i], Item::Piece(Piece::Jump(_, to)) if leads(code, *to, head))).collect();
-    Some(Loop { head, entering, wanted })
+    Some(Loop { head, entering, wanted, counted })
 }
 
 /// Whether `to` is the mark at item `head`.
@@ -171,25 +194,26 @@ fn leads(code: &Code, to: Target, head: usize) -> bool {
     matches!(&code.items[head], Item::Piece(Piece::Node(n)) if to == Target::Node(*n))
 }
 
-/// The registers that the code behind `head` needs checked before anything else can happen, with the accesses.
-fn straight(code: &Code, solved: &Solved, mode: Mode, head: usize) -> Vec<(u8, usize)> {
+/// The instructions behind `head` that come before anything else can happen.
+fn straight(code: &Code, solved: &Solved, head: usize) -> Vec<usize> {
     let arrivals_end = |i: usize| matches!(&code.items[i], Item::Piece(Piece::Node(_) | Piece::Label(_))) && solved.joined[i];
+    let goes_on = |i: &usize| match &code.items[*i] {
+        Item::Op(op) => op.what.flow == Flow::Next && !matches!(op.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv),
+        Item::Piece(Piece::Jump(Some(7), to)) => code.is_stop(*to),
+        Item::Piece(Piece::Node(_) | Piece::Label(_) | Piece::Align) => !arrivals_end(*i),
+        Item::Piece(_) => false,
+    };
+    (head + 1..code.items.len()).take_while(goes_on).filter(|i| matches!(code.items[*i], Item::Op(_))).collect()
+}
+
+/// The registers that the instructions `first` need checked, with the accesses.
+fn bases(code: &Code, solved: &Solved, mode: Mode, first: &[usize]) -> Vec<(u8, usize)> {
     let mut found: Vec<(u8, usize)> = Vec::new();
-    for i in head + 1..code.items.len() {
-        let register = match &code.items[i] {
-            Item::Op(op) => {
-                let divides = matches!(op.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
-                if op.what.flow != Flow::Next || divides {
-                    break;
-                }
-                match need(op, solved.before[i], mode) {
-                    Some(Need::Base(base)) => Some(base),
-                    _ => compared(op).filter(|r| check_at(code, i).is_some() && solved.before[i].facts.low() >> r & 1 == 0),
-                }
-            }
-            Item::Piece(Piece::Jump(Some(7), to)) if code.is_stop(*to) => None,
-            Item::Piece(Piece::Node(_) | Piece::Label(_) | Piece::Align) if !arrivals_end(i) => None,
-            Item::Piece(_) => break,
+    for &i in first {
+        let Item::Op(op) = &code.items[i] else { continue };
+        let register = match need(op, solved.before[i], mode) {
+            Some(Need::Base(base)) => Some(base),
+            _ => compared(op).filter(|r| check_at(code, i).is_some() && solved.before[i].facts.low() >> r & 1 == 0),
         };
         if let Some(register) = register
             && found.iter().all(|(r, _)| *r != register)

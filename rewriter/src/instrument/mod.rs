@@ -7,6 +7,7 @@
 pub mod check;
 pub mod code;
 pub mod hoist;
+pub mod induction;
 pub mod known;
 pub mod live;
 pub mod mask;

@@ -7,7 +7,7 @@ use cordon_checker::{MemoryOperand, Mode};
 /// A base of 2 GiB or more with a displacement from here on cannot lead back into memory: image and loader leave the last 64 KiB below 2 GiB free.
 const LEAST: i64 = -0x1_0000;
 /// A negative base with at most so much added stays below the null zone's end.
-const MOST: i64 = 0x1_0000;
+pub(super) const MOST: i64 = 0x1_0000;
 
 /// The check that makes an access exact and reports nothing that native code may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

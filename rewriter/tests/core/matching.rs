@@ -203,6 +203,43 @@ fn a_check_of_nested_loops_stands_in_front_of_both() {
 }
 
 #[test]
+fn a_counter_is_checked_in_the_loop_and_its_pointers_in_front() {
+    let made =
+        made("xor %ecx,%ecx\n1: movzbl 8(%rdi,%rcx),%eax\n mov %al,(%rsi,%rcx)\n add $1,%rcx\n cmp %rdx,%rcx\n jb 1b\n ret\n");
+    let lines = listing(&made);
+    assert_eq!(checked(&made), ["rdi", "rsi", "rcx"]);
+    assert!(
+        lines[5].contains("rcx") && lines[7] == "movzbl %gs:8(%edi, %ecx), %eax" && lines[8] == "mov %al, %gs:(%esi, %ecx)",
+        "{lines:#?}"
+    );
+    assert!(lines.last().is_some_and(|l| l == "ud2") && lines[11].starts_with("jb "), "{lines:#?}");
+}
+
+/// Each of these loops needs the sum of both registers, as either may be what native code makes a pointer of.
+#[test]
+fn a_counter_must_start_near_0_and_only_count_up() {
+    let body = |first: &str, access: &str, step: &str| format!("{first}\n1: {access}\n {step}\n cmp %rdx,%rcx\n jb 1b\n ret\n");
+    let access = "movzbl (%rdi,%rcx),%eax";
+    for (first, access, step) in [
+        ("mov %rsi,%rcx", access, "add $1,%rcx"),
+        ("mov $-4,%rcx", access, "add $1,%rcx"),
+        ("mov $0x100,%ecx", access, "add $1,%rcx"),
+        ("xor %ecx,%ecx", access, "sub $1,%rcx"),
+        ("xor %ecx,%ecx", access, "add %rsi,%rcx"),
+        ("xor %ecx,%ecx", access, "add $1,%cl"),
+        ("xor %ecx,%ecx", access, "add $1,%rcx\n add $1,%rdi"),
+        ("xor %ecx,%ecx", "movzbl 0xff02(%rdi,%rcx),%eax", "add $1,%rcx"),
+        ("xor %ecx,%ecx", "mov (%rdi,%rcx,4),%eax", "add $1,%rcx"),
+        ("xor %ecx,%ecx\n test %rsi,%rsi\n je 1f\n mov %rsi,%rcx", access, "add $1,%rcx"),
+    ] {
+        let lines = listing(&made(&body(first, access, step)));
+        assert!(lines.iter().any(|l| l.starts_with("lea ")), "{lines:#?}");
+    }
+    let counted = made(&body("xor %ecx,%ecx", "movzbl 0xff01(%rdi,%rcx),%eax", "add $1,%rcx"));
+    assert_eq!(checked(&counted), ["rdi", "rcx"]);
+}
+
+#[test]
 fn an_index_of_the_stack_that_is_not_negative_is_checked_by_itself() {
     let lines = listing(&made("mov %edi,%eax\n mov -64(%rsp,%rax,8),%rcx\n add -56(%rsp,%rax,8),%rcx\n add %rcx,%rax\n ret\n"));
     assert_eq!(lines[1..3], ["lea (, %rax, 8), %rdx", "cmp $0x7fffffff, %rdx"], "{lines:#?}");

@@ -290,6 +290,26 @@ fn gates_work_up_to_both_edges_of_memory() {
 }
 
 #[test]
+fn counted_loops_do_what_they_did_and_report_pointers_that_are_astray() {
+    let sum = "xor %eax,%eax\n xor %ecx,%ecx\n1: movzbl -3(%rdi,%rcx),%edx\n add %rdx,%rax\n add $1,%rcx\n cmp %rsi,%rcx\n jb 1b\n ret\n";
+    let mut setting = Setting::new(sum);
+    let good = u64::from(setting.window.place(&[3; MEMORY]).expect("memory")) + 8;
+    assert_eq!(setting.call(good, 40).expect("in memory"), 120);
+    for stray in strays(good) {
+        let fault = setting.call(stray, 40).expect_err("astray");
+        assert_eq!((fault.kind, fault.address), (FaultKind::StrayAccess, Some(stray.wrapping_sub(3))), "{fault}");
+    }
+    // Off the end of memory it goes on until a page is missing or the counter is.
+    let fault = setting.call(good, u64::MAX).expect_err("astray");
+    assert!(fault.address.is_some_and(|at| at > good), "{fault}");
+    // The same from below: a counter that is negative is none.
+    let below = "xor %eax,%eax\n mov $-4,%rcx\n1: movzbl (%rdi,%rcx),%edx\n add %rdx,%rax\n add $1,%rcx\n jne 1b\n ret\n";
+    let mut setting = Setting::new(below);
+    let good = u64::from(setting.window.place(&[3; MEMORY]).expect("memory")) + 8;
+    assert_eq!(setting.call(good, 0).expect("in memory"), 12);
+}
+
+#[test]
 fn indices_of_the_stack_that_are_astray_are_reported() {
     let body = "mov %edi,%eax\n movq $5,-64(%rsp)\n movq $6,-56(%rsp)\n mov -64(%rsp,%rax,8),%rax\n ret\n";
     let mut setting = Setting::new(body);
