@@ -3,6 +3,7 @@
 //! ```c
 //! typedef struct cordon_call cordon_call;
 //! typedef uint64_t cordon_function(cordon_call *call, const uint64_t arguments[6], void *user);
+//! typedef uint64_t cordon_plain_function(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
 //! bool cordon_call_read(const cordon_call *call, uint64_t offset, void *to, size_t length);
 //! bool cordon_call_write(cordon_call *call, uint64_t offset, const void *from, size_t length);
 //! bool cordon_call_charge(cordon_call *call, uint64_t units);
@@ -13,6 +14,9 @@ use std::ffi::c_void;
 
 /// A host function in C: the call, the six integer argument registers (pointers among them are window offsets), and what was given with it.
 pub type CFunction = unsafe extern "C" fn(call: *mut CallContext<'_>, arguments: *const u64, user: *mut c_void) -> u64;
+
+/// A host function in C that needs no call: the six integer argument registers. One that takes fewer finds them in the first ones.
+pub type CPlainFunction = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64;
 
 /// A user pointer that may be handed to whichever thread makes the call.
 struct User(*mut c_void);
@@ -42,6 +46,19 @@ impl Imports {
             // SAFETY: promised by the caller of `c_function`; the context and the arguments live until it returns.
             unsafe { function(std::ptr::from_mut(call).cast(), arguments.as_ptr(), user.get()) }
         })
+    }
+}
+
+impl Imports {
+    /// Offers the C function `function` as `name`, to be called by the gate itself; see [`Imports::plain_function`].
+    ///
+    /// # Safety
+    /// `function` must be sound to call with any six integers, from any thread, several at once, as long as a window made with these imports
+    /// exists. It must keep to the C calling convention and to the rules of [`Imports::function`], must not unwind, and must not touch
+    /// window memory.
+    #[must_use]
+    pub unsafe fn c_plain_function(self, name: &str, function: CPlainFunction) -> Imports {
+        self.plain(name, function)
     }
 }
 

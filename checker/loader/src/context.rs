@@ -126,6 +126,8 @@ pub struct Context {
     pub left_gs: u64,
     /// Host imports are refused when rsp is below this address.
     pub gate_limit: u64,
+    /// Addresses of the window's plain host functions by import index, 0 for every other import.
+    pub plain: u64,
     /// See [`flag`].
     pub flags: u32,
     /// Bits of MXCSR that entry compares with the default; the sticky flags only where the text can read them.

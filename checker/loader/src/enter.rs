@@ -8,9 +8,9 @@ use crate::context::{Context, Frame, HOME, flag, stop};
 use crate::error::Error;
 use crate::fault::Fault;
 use crate::fuel;
-use crate::imports::host_import;
+use crate::imports::{host_import, plain_ended};
 use crate::thread::{self, Invocation, Local, NativeStack};
-use crate::time::Overrun;
+use crate::time::{Clock, Overrun};
 use crate::window::Inner;
 use std::arch::global_asm;
 use std::mem::offset_of;
@@ -36,6 +36,9 @@ global_asm!(
     BASE = const field(offset_of!(Context, base)),
     LEFT_GS = const field(offset_of!(Context, left_gs)),
     GATE_LIMIT = const field(offset_of!(Context, gate_limit)),
+    PLAIN = const field(offset_of!(Context, plain)),
+    MARKS = const field(offset_of!(Context, clock) + Clock::MARKS),
+    ENDING = const Clock::PENDING | Clock::FAILED,
     MXCSR_MASK = const field(offset_of!(Context, mxcsr_mask)),
     HOST_RSP = const frame!(host_rsp),
     HOST_GS = const frame!(host_gs),
@@ -68,6 +71,7 @@ global_asm!(
     SHADOWED = const flag::SHADOWED,
     STOP_STACK = const stop::STACK,
     dispatch = sym host_import,
+    plain_ended = sym plain_ended,
     options(att_syntax)
 );
 

@@ -89,7 +89,7 @@ mod thread;
 mod time;
 mod window;
 
-pub use c_imports::{CFunction, cordon_call_charge, cordon_call_read, cordon_call_write};
+pub use c_imports::{CFunction, CPlainFunction, cordon_call_charge, cordon_call_read, cordon_call_write};
 pub use cordon_checker::layout::{Region, RegionKind};
 pub use cordon_checker::{Features, Mode, Policy, Protect, Reject, Rule, Summary};
 pub use error::Error;

@@ -20,7 +20,7 @@ use crate::signal;
 use crate::thread;
 use std::cell::{Cell, UnsafeCell};
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -80,13 +80,14 @@ pub struct Overrun {
     pub outer: bool,
 }
 
-/// The time of one call of a window; part of its [`Context`]. All words are zero in a new context. The signal handler writes all but `limit`.
+/// The time of one call of a window; part of its [`Context`]. All words are zero in a new context. The signal handler writes
+/// all but `limit`.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Clock {
     /// Nanoseconds, 0 for none.
     limit: AtomicU64,
-    /// [`Clock::SEEN`], [`Clock::PENDING`].
+    /// [`Clock::SEEN`], [`Clock::PENDING`], [`Clock::FAILED`].
     marks: AtomicU32,
     /// Nanoseconds that count since a tick has first found the call.
     spent: AtomicU64,
@@ -100,7 +101,11 @@ impl Clock {
     /// A tick has found the call.
     const SEEN: u32 = 1;
     /// The call is to end when its running host function returns.
-    const PENDING: u32 = 2;
+    pub const PENDING: u32 = 2;
+    /// A plain host function has left a reason for the call to end.
+    pub const FAILED: u32 = 4;
+    /// Where in a clock the marks are, for the gate.
+    pub const MARKS: usize = offset_of!(Clock, marks);
 
     /// Sets the limit of later calls. The context must not be the thread's current one.
     pub fn set(&self, limit: Limit) {
@@ -118,6 +123,11 @@ impl Clock {
     #[inline]
     pub fn pending(&self) -> Option<Overrun> {
         (self.marks.load(Ordering::Relaxed) & Clock::PENDING != 0).then(|| self.overrun())
+    }
+
+    /// Makes the gate look for a reason to end the call. The signal handler may interrupt this and set other marks.
+    pub fn fail(&self) {
+        self.marks.fetch_or(Clock::FAILED, Ordering::Relaxed);
     }
 
     /// The limit that the call has met; for calls which a tick has ended.

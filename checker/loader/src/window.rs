@@ -90,6 +90,8 @@ pub struct Inner {
     pub tank: Tank,
     /// Host functions by import index; `None` for built-in gates and for imports that are not offered.
     pub functions: Vec<Option<HostFunction>>,
+    /// See [`Context::plain`].
+    plain: Box<[u64]>,
     /// Which imports the tables lead to, by import index.
     offered: Vec<bool>,
     sealed: bool,
@@ -151,6 +153,7 @@ impl Window {
             flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
             limit: Limit::new(image.options().time_limit),
             tank: Tank::new(image.options().fuel),
+            plain: plain(&functions, image.flags()),
             functions,
             offered,
             sealed,
@@ -515,6 +518,7 @@ impl Inner {
         cx.standing = self.flags | if thread::has_shadow_stack() { flag::SHADOWED } else { 0 };
         cx.table_end = u64::from(self.image.table().end);
         cx.gate_limit = stack.gate_limit();
+        cx.plain = self.plain.as_ptr() as u64;
         cx.mxcsr_mask = if self.flags & flag::CONTROL != 0 { 0xffff_ffff } else { 0xffff_ffc0 };
         cx.leaves = self.image.leaves().as_ptr() as u64;
         cx.leaf_count = self.image.leaves().len() as u64;
@@ -550,6 +554,16 @@ impl Drop for Inner {
         }
         self.image.keep_spare(Spare { pages, base: self.base, offered: std::mem::take(&mut self.offered) });
     }
+}
+
+/// Addresses of the plain functions by import index, for the gate. It compares the segment base afterwards, so it needs its instructions.
+fn plain(functions: &[Option<HostFunction>], flags: u32) -> Box<[u64]> {
+    let readable = flags & flag::FSGSBASE != 0;
+    let address = |function: &Option<HostFunction>| match function {
+        Some(HostFunction::Plain(function)) if readable => *function as usize as u64,
+        _ => 0,
+    };
+    functions.iter().map(address).collect()
 }
 
 /// An identity that no window has had; 0 is none.

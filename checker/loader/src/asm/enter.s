@@ -271,21 +271,100 @@ cordon_loader_abort:
     cmp %ecx, %ecx
 .endm
 
-# Gate to host functions, reached by the import's stub with eax = import index and SysV arguments, on the native stack.
-.balign 16
+# Calls the plain function in r10, which gets the handler's argument registers as they are, on the host's stack. What the long way does
+# before and after a function holds here as well: native stack left for callbacks and signals (GATE_LIMIT), rbp 0 for those who follow frame
+# pointers, a time limit or panic looked at behind the function, the segment base compared, the handler's count back from its own copy, no
+# host value in any register or flag. Control words are not touched: text that may see them, and a host that has its own, go the long way.
+#
+# The handler's rsp waits in r15, and its r15 and rbp on the host's stack, so that the handler's next steps wait for no store of the gate.
+# \others: the text has more to look after than general registers.
+.macro CALL_PLAIN others
+    cmp {GATE_LIMIT}(%r11), %rsp
+    jb 37f
+    mov %eax, {IMPORT}(%r11)
+    mov {HOST_RSP}(%r11), %rax
+    .if \others
+    mov %r14, {FUEL}(%r11)
+    testl ${UPPER}, {FLAGS}(%r11)
+    jz 401f
+    vzeroupper
+401:
+    .endif
+    # 16-byte aligned at the call, as host_rsp is.
+    mov %r15, -8(%rax)
+    mov %rbp, -16(%rax)
+    mov %rsp, %r15
+    lea -16(%rax), %rsp
+    xor %ebp, %ebp
+    call *%r10
+    mov %r15d, %ecx
+    xor %r15, %rcx
+    testl ${ENDING}, {MARKS}(%rcx)
+    jnz 38f
+    rdgsbase %rdx
+    cmp {BASE}(%rcx), %rdx
+    jne 402f
+403:
+    .if \others
+    mov {FLAGS}(%rcx), %edx
+    mov {FUEL}(%rcx), %r14
+    CLEAR_VECTORS %edx
+    .endif
+    mov %r15, %rdx
+    mov (%rsp), %rbp
+    mov 8(%rsp), %r15
+    mov %rdx, %rsp
+    xor %ecx, %ecx
+    xor %edx, %edx
+    xor %esi, %esi
+    xor %edi, %edi
+    xor %r8d, %r8d
+    xor %r9d, %r9d
+    xor %r10d, %r10d
+    xor %r11d, %r11d
+    cmp %ecx, %ecx
+    ret
+402:
+    mov {BASE}(%rcx), %rdx
+    wrgsbase %rdx
+    jmp 403b
+.endm
+
+# Gate to host functions, reached by the import's stub with rax = import index and SysV arguments, on the native stack.
+.balign 64
 .globl cordon_loader_host_gate
 .hidden cordon_loader_host_gate
 .type cordon_loader_host_gate, @function
 cordon_loader_host_gate:
     .cfi_startproc
     .cfi_undefined %rip
-    mov %rsp, %r11
-    shr $32, %r11
-    shl $32, %r11
-    mov %rsp, {GATE_RSP}(%r11)
-    mov %r14, {FUEL}(%r11)
+    mov %esp, %r11d
+    xor %rsp, %r11
+    mov {PLAIN}(%r11), %r10
+    mov (%r10,%rax,8), %r10
+    test %r10, %r10
+    jz 30f
+    testl ${VECTORS}+{METERED}+{X87}+{CONTROL}, {FLAGS}(%r11)
+    jnz 29f
+    CALL_PLAIN 0
+29:
+    # A function that needs control words of its own goes the long way.
+    testl ${CONTROL}+{X87}, {FLAGS}(%r11)
+    jnz 30f
+    CALL_PLAIN 1
+38:  # The time is up, or the function panicked: the call ends.
+    mov %r15, {GATE_RSP}(%rcx)
+    mov %rcx, %rdi
+    call {plain_ended}
+    mov %r15d, %ecx
+    xor %r15, %rcx
+    jmp cordon_loader_abort
+
+30:
     cmp {GATE_LIMIT}(%r11), %rsp
     jb 37f
+    mov %rsp, {GATE_RSP}(%r11)
+    mov %r14, {FUEL}(%r11)
     mov %rdi, {ARGS}(%r11)
     mov %rsi, {ARGS}+8(%r11)
     mov %rdx, {ARGS}+16(%r11)
@@ -358,6 +437,8 @@ cordon_loader_host_gate:
     fldcw {HOST_FCW}(%r11)
     jmp 32b
 37:
+    mov %rsp, {GATE_RSP}(%r11)
+    mov %r14, {FUEL}(%r11)
     movl ${STOP_STACK}, {STOP}(%r11)
     mov %r11, %rcx
     jmp cordon_loader_abort

@@ -13,6 +13,7 @@ mod jumps;
 mod leaks;
 mod memory;
 mod places;
+mod plain;
 #[path = "../common/random.rs"]
 mod random;
 mod report;
