@@ -80,12 +80,11 @@ pub struct Frame {
     /// How the entry ended, see [`stop`].
     pub stop: u32,
     pub padding: u32,
-    /// Integer arguments of the entry, then of the running import; rdi, rsi, rdx, rcx of a gate that refuses them, and its address.
+    /// Integer arguments of the running longjmp; rdi, rsi, rdx, rcx of a gate that refuses them, and its address.
     pub args: [u64; 6],
     /// Floating-point arguments of the entry, then of the running import.
     pub float_args: [f64; 8],
-    /// Result of a host import.
-    pub result: u64,
+    /// Result of a host import that gives one.
     pub float_result: f64,
     /// The [`Frame`] of the entry around a nested one, on the host's stack, or 0.
     pub previous: u64,

@@ -15,7 +15,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Handler-visible bytes of a window.
@@ -149,6 +149,13 @@ impl Imports {
 pub struct CallContext<'a> {
     window: &'a Inner,
     cx: *mut Context,
+    /// A box, which costs the usual function next to nothing.
+    effects: Option<Box<Effects>>,
+}
+
+/// What a host function brings about besides its result.
+#[derive(Debug, Default)]
+struct Effects {
     stopped: Option<String>,
     starved: bool,
     /// Where longjmp goes on.
@@ -267,6 +274,11 @@ impl CallContext<'_> {
         }
     }
 
+    #[cold]
+    fn effects(&mut self) -> &mut Effects {
+        self.effects.get_or_insert_default()
+    }
+
     /// Fuel that the running call has left, in instructions; `None` if the image does not count its instructions.
     #[must_use]
     pub fn fuel_left(&self) -> Option<u64> {
@@ -280,19 +292,23 @@ impl CallContext<'_> {
         let Some(left) = self.fuel_left() else { return true };
         // SAFETY: as above; nothing else refers to the context now.
         unsafe { (*self.cx).frame.fuel = left.saturating_sub(units) };
-        self.starved |= units > left;
+        if units > left {
+            self.effects().starved = true;
+        }
         units <= left
     }
 
-    /// Serves `cordon.longjmp`: sets where to go on, or the fault that ends the call; gives the result.
-    fn jump(&mut self) -> u64 {
+    /// Serves `cordon.longjmp`, which was called with `args`: sets where to go on, or the fault that ends the call; gives the result.
+    fn jump(&mut self, args: [u64; 6]) -> u64 {
         if !self.charge(jumps::FUEL) {
             return 0;
         }
         // SAFETY: this context exists only while the host function runs; the invocation outlives it.
+        unsafe { (*self.cx).frame.args = args };
+        // SAFETY: as above.
         let cx = unsafe { &*self.cx };
         match Landing::find(self.window, cx) {
-            Ok(landing) => self.landing = Some(landing),
+            Ok(landing) => self.effects().landing = Some(landing),
             Err(why) => {
                 // SAFETY: as above; nothing else refers to the outcome now.
                 let outcome = unsafe { &mut (*(cx.invocation as *mut Invocation)).outcome };
@@ -304,7 +320,7 @@ impl CallContext<'_> {
 
     /// Ends the call with [`Error::Import`] and this message when the host function returns.
     pub fn stop(&mut self, message: impl fmt::Display) {
-        self.stopped = Some(message.to_string());
+        self.effects().stopped = Some(message.to_string());
     }
 }
 
@@ -356,27 +372,31 @@ pub extern "C" fn plain_ended(high_half: u64) {
     cx.frame.stop = stop::IMPORT;
 }
 
-/// What the host gate calls, on the host's stack. Gives 0 to return to the handler, else the call ends.
-pub extern "C" fn host_import(high_half: u64) -> u32 {
+/// What a host function brought about: in rax and rdx.
+#[repr(C)]
+pub struct Answer {
+    /// For the handler's rax.
+    result: u64,
+    /// 0 to return to the handler, else the call ends.
+    end: u64,
+}
+
+/// What the host gate calls, on the host's stack, with the handler's integer arguments.
+pub extern "C" fn host_import(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, high_half: u64) -> Answer {
     // SAFETY: the gate passes the half of the context it found from the native stack pointer of this thread's running invocation.
     let cx = (high_half + crate::context::HOME) as *mut Context;
     // SAFETY: as above; the window outlives the invocation.
     let (window, import) = unsafe { (&*((*cx).window as *const Inner), (*cx).frame.import as usize) };
     let function = window.functions.get(import).and_then(Option::as_ref);
-    let mut context = CallContext { window, cx, stopped: None, starved: false, landing: None };
+    let mut context = CallContext { window, cx, effects: None };
     let mut result = (0, 0.0);
-    // SAFETY: the gate stored the arguments, in words; read in wider pieces they would keep the processor waiting.
-    let ints = || std::array::from_fn(|at| unsafe { ptr::read_volatile(&raw const (*cx).frame.args[at]) });
     let ended = catch_unwind(AssertUnwindSafe(|| match function {
-        Some(HostFunction::Int(function)) => result.0 = function(&mut context, ints()),
-        Some(HostFunction::Plain(function)) => {
-            let [a, b, c, d, e, f] = ints();
-            // SAFETY: it takes any six integers, and this is a call of its import.
-            result.0 = unsafe { function(a, b, c, d, e, f) };
-        }
-        // SAFETY: as above; they are copied before anything else runs.
+        Some(HostFunction::Int(function)) => result.0 = function(&mut context, [a, b, c, d, e, f]),
+        // SAFETY: it takes any six integers, and this is a call of its import.
+        Some(HostFunction::Plain(function)) => result.0 = unsafe { function(a, b, c, d, e, f) },
+        // SAFETY: the gate stored the arguments; they are copied before anything else runs.
         Some(HostFunction::Float(function)) => result.1 = function(&mut context, unsafe { (*cx).frame.float_args }),
-        None if window.image.imports().get(import).is_some_and(|i| i.built_in) => result.0 = context.jump(),
+        None if window.image.imports().get(import).is_some_and(|i| i.built_in) => result.0 = context.jump([a, b, c, d, e, f]),
         None => context.stop("the host does not offer it"),
     }));
     // SAFETY: the invocation is running; nothing else refers to its context now.
@@ -385,21 +405,22 @@ pub extern "C" fn host_import(high_half: u64) -> u32 {
         // SAFETY: the thread goes back into the window or to the exit path, which restores the host's base.
         unsafe { thread::set_segment_base(window.base()) };
     }
-    (cx.frame.result, cx.frame.float_result) = result;
+    cx.frame.float_result = result.1;
     // SAFETY: the invocation's state lies beside the native stack of the entry that is running.
     let outcome = unsafe { &mut (*(cx.invocation as *mut Invocation)).outcome };
-    let usual = context.stopped.is_none() && !context.starved && context.landing.is_none() && outcome.is_none();
+    let usual = context.effects.is_none() && outcome.is_none();
     if usual && ended.is_ok() && cx.clock.pending().is_none() {
-        return 0;
+        return Answer { result: result.0, end: 0 };
     }
     let panic = ended.err().map(|panic| panicked(&*panic));
-    after(context, import, panic, outcome)
+    Answer { result: result.0, end: after(context, import, panic, outcome) }
 }
 
 /// What else a host function brought about than its result; as [`host_import`].
 #[cold]
-fn after(context: CallContext<'_>, import: usize, panic: Option<String>, outcome: &mut Option<Error>) -> u32 {
-    let CallContext { window, cx, stopped, starved, landing } = context;
+fn after(context: CallContext<'_>, import: usize, panic: Option<String>, outcome: &mut Option<Error>) -> u64 {
+    let CallContext { window, cx, effects } = context;
+    let Effects { stopped, starved, landing } = effects.map(|effects| *effects).unwrap_or_default();
     // SAFETY: the invocation is running; nothing else refers to its context now.
     let cx = unsafe { &mut *cx };
     if let (Some(message), None) = (panic.or(stopped), &outcome) {

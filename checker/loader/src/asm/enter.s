@@ -256,11 +256,8 @@ cordon_loader_abort:
     .cfi_endproc
 .size cordon_loader_abort, . - cordon_loader_abort
 
-# The way back from a host function: result, count and stack pointer, and besides rdx no other value of the host in any register or flag.
-.macro HANDLER_REGISTERS
-    mov {RESULT}(%rcx), %rax
-    mov {FUEL}(%rcx), %r14
-    mov {GATE_RSP}(%rcx), %rsp
+# The way back from a host function: besides rdx no value of the host in any register or flag. rax is the result.
+.macro CLEAR_REGISTERS
     xor %ecx, %ecx
     xor %esi, %esi
     xor %edi, %edi
@@ -314,15 +311,8 @@ cordon_loader_abort:
     mov (%rsp), %rbp
     mov 8(%rsp), %r15
     mov %rdx, %rsp
-    xor %ecx, %ecx
     xor %edx, %edx
-    xor %esi, %esi
-    xor %edi, %edi
-    xor %r8d, %r8d
-    xor %r9d, %r9d
-    xor %r10d, %r10d
-    xor %r11d, %r11d
-    cmp %ecx, %ecx
+    CLEAR_REGISTERS
     ret
 402:
     mov {BASE}(%rcx), %rdx
@@ -365,52 +355,49 @@ cordon_loader_host_gate:
     jb 37f
     mov %rsp, {GATE_RSP}(%r11)
     mov %r14, {FUEL}(%r11)
-    mov %rdi, {ARGS}(%r11)
-    mov %rsi, {ARGS}+8(%r11)
-    mov %rdx, {ARGS}+16(%r11)
-    mov %rcx, {ARGS}+24(%r11)
-    mov %r8, {ARGS}+32(%r11)
-    mov %r9, {ARGS}+40(%r11)
     mov %eax, {IMPORT}(%r11)
-    mov {FLAGS}(%r11), %ecx
+    mov {FLAGS}(%r11), %r10d
     mov {HOST_RSP}(%r11), %rax
-    test ${FLOAT_IMPORTS}, %ecx
+    test ${FLOAT_IMPORTS}, %r10d
     jnz 34f
 31:
-    test ${CONTROL}+{X87}, %ecx
+    test ${CONTROL}+{X87}, %r10d
     jnz 35f
 32:
-    test ${UPPER}, %ecx
+    test ${UPPER}, %r10d
     jz 33f
     vzeroupper
 33:
-    # The host's stack, 16-byte aligned at the call: host_rsp is, and three words plus the hole make 32.
-    mov %rax, %rsp
-    push %rbx
-    push %rbp
-    push %r11
-    sub $8, %rsp
-    mov %r11, %rdi
+    # The host's stack, 16-byte aligned at the call, as host_rsp is; the seventh argument is its lowest word.
+    mov %r15, -8(%rax)
+    mov %rbp, -16(%rax)
+    mov %r11, -32(%rax)
+    mov %rsp, %r15
+    lea -32(%rax), %rsp
     xor %ebp, %ebp
     call {dispatch}
-    mov 8(%rsp), %rcx
-    mov 16(%rsp), %rbp
-    mov 24(%rsp), %rbx
-    test %eax, %eax
+    mov %r15d, %ecx
+    xor %r15, %rcx
+    test %edx, %edx
     jnz cordon_loader_abort
     mov {FLAGS}(%rcx), %edx
     test ${FSGSBASE}, %edx
     jz 41f
-    rdgsbase %rax
-    cmp {BASE}(%rcx), %rax
+    rdgsbase %rsi
+    cmp {BASE}(%rcx), %rsi
     jne 48f
 41:
     CLEAR_VECTORS %edx
+    mov {FUEL}(%rcx), %r14
     test ${CONTROL}+{X87}+{FLOAT_IMPORTS}+{RESUME}, %edx
     jnz 49f
 42:
+    mov %r15, %rdx
+    mov 16(%rsp), %rbp
+    mov 24(%rsp), %r15
+    mov %rdx, %rsp
     xor %edx, %edx
-    HANDLER_REGISTERS
+    CLEAR_REGISTERS
     ret
 
 34:
@@ -426,7 +413,7 @@ cordon_loader_host_gate:
 35:  # Host functions run with the host's control words (design-review B2).
     stmxcsr {GATE_MXCSR}(%r11)
     ldmxcsr (%rax)
-    test ${X87}, %ecx
+    test ${X87}, %r10d
     jz 32b
     fnstcw {GATE_FCW}(%r11)
     emms
@@ -443,8 +430,8 @@ cordon_loader_host_gate:
     mov %r11, %rcx
     jmp cordon_loader_abort
 48:
-    mov {BASE}(%rcx), %rax
-    wrgsbase %rax
+    mov {BASE}(%rcx), %rsi
+    wrgsbase %rsi
     jmp 41b
 49:
     test ${FLOAT_IMPORTS}, %edx
@@ -460,7 +447,9 @@ cordon_loader_host_gate:
     je 44f
     fninit
 44:
+    mov %rax, %rsi
     CLEAR_X87
+    mov %rsi, %rax
     fldcw {GATE_FCW}(%rcx)
 45:
     test ${RESUME}, %edx
@@ -470,7 +459,9 @@ cordon_loader_host_gate:
     test ${SHADOWED}, %edx
     jz 46f
     mov {POPPED}(%rcx), %rdx
+    mov %rax, %rsi
     POP_SHADOW
+    mov %rsi, %rax
 46:
     mov {RECORD}(%rcx), %rbx
     mov {RECORD}+8(%rcx), %rbp
@@ -478,7 +469,8 @@ cordon_loader_host_gate:
     mov {RECORD}+24(%rcx), %r13
     mov {RECORD}+32(%rcx), %rdx
     mov {RECORD}+40(%rcx), %r15
-    HANDLER_REGISTERS
+    mov {GATE_RSP}(%rcx), %rsp
+    CLEAR_REGISTERS
     jmp *-8(%rsp)
     .cfi_endproc
 .size cordon_loader_host_gate, . - cordon_loader_host_gate
