@@ -80,6 +80,9 @@ fn argument(length: usize) -> String {
     format!("call with {length} bytes")
 }
 
+/// Calls of a host function which may reach the memory of its caller, and of one which gets and gives numbers only.
+const HOST_CALLS: [&str; 2] = ["host call", "host call without context"];
+
 fn latency(limit: Duration) -> String {
     format!("late stop of a time limit of {} ms", limit.as_millis())
 }

@@ -26,6 +26,11 @@ pub fn imports() -> Imports {
     Imports::new().function("host_add", |_, [a, b, ..]| u64::from((a as u32).wrapping_add(b as u32)))
 }
 
+/// The same, without context.
+fn plain_imports() -> Imports {
+    Imports::new().plain_function("host_add", |[a, b, ..]| u64::from((a as u32).wrapping_add(b as u32)))
+}
+
 /// Everything that Cordon can be measured by.
 ///
 /// # Errors
@@ -53,10 +58,12 @@ fn rewritten(workshop: &Workshop, compiler: Compiler, options: &Options) -> Resu
 
 /// Calls into a window and out of it, and what ends them early.
 fn calls(image: &Arc<Image>, fast: bool, column: &str, amount: Amount, sink: &mut Sink) -> Result<()> {
-    let make = || if fast { Window::new_fast(image, &imports()) } else { Window::new(image, &imports()) };
-    let mut window = make()?;
+    let make = |imports: &Imports| if fast { Window::new_fast(image, imports) } else { Window::new(image, imports) };
+    host_calls(make(&plain_imports())?, super::HOST_CALLS[1], column, amount, sink)?;
+    host_calls(make(&imports())?, super::HOST_CALLS[0], column, amount, sink)?;
+    let mut window = make(&imports())?;
     let entry = |name: &str| image.entry(name).with_context(|| format!("no entry {name}"));
-    let (empty, host) = (entry("micro_empty")?, entry("micro_host")?);
+    let empty = entry("micro_empty")?;
     let rounds = amount.of(20, 100_000);
     sink.put("empty call", column, least(amount, rounds, || Ok(window.call_entry(empty, [0; 6]).map(drop)?))?);
     for length in super::LENGTHS {
@@ -69,15 +76,8 @@ fn calls(image: &Arc<Image>, fast: bool, column: &str, amount: Amount, sink: &mu
         };
         sink.put(&super::argument(length), column, least(amount, rounds / 2, call)?);
     }
-    let times = amount.of(10, 10_000);
-    let calls = || {
-        let sum = window.call_entry(host, [0, 0, times.into(), 0, 0, 0])?;
-        ensure!(sum == u64::from(3 * times), "the host's sum is {sum}");
-        Ok(())
-    };
-    sink.put("host call", column, least(amount, 20, calls)? / f64::from(times));
     if !fast {
-        let mut other = make()?;
+        let mut other = make(&imports())?;
         let both = || {
             window.call_entry(empty, [0; 6])?;
             Ok(other.call_entry(empty, [0; 6]).map(drop)?)
@@ -108,6 +108,19 @@ fn calls(image: &Arc<Image>, fast: bool, column: &str, amount: Amount, sink: &mu
         }
         sink.put(&super::latency(limit), column, median(&late).context("no time")?);
     }
+    Ok(())
+}
+
+/// Many calls of the host's function from one of the handler's.
+fn host_calls(mut window: Window, name: &str, column: &str, amount: Amount, sink: &mut Sink) -> Result<()> {
+    let host = window.image().entry("micro_host").context("no entry micro_host")?;
+    let times = amount.of(10, 10_000);
+    let calls = || {
+        let sum = window.call_entry(host, [0, 0, times.into(), 0, 0, 0])?;
+        ensure!(sum == u64::from(3 * times), "the host's sum is {sum}");
+        Ok(())
+    };
+    sink.put(name, column, least(amount, 20, calls)? / f64::from(times));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Single operations of the others, where they have them.
 
-use super::{FIXTURE, LENGTHS, Sink, argument, least};
+use super::{FIXTURE, HOST_CALLS, LENGTHS, Sink, argument, least};
 use crate::columns::{COLUMNS, Kind};
 use crate::peers::{wasm, wasmi};
 use crate::rows::{Amount, Group, Program};
@@ -13,11 +13,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Names of the runner's lines, figures, and the columns that they go to.
-const WASMTIME: [(&str, &str, &str); 8] = [
+const WASMTIME: [(&str, &str, &str); 9] = [
     ("empty_ns", "empty call", "wasmtime"),
     ("argument_64_ns", "call with 64 bytes", "wasmtime"),
     ("argument_1500_ns", "call with 1500 bytes", "wasmtime"),
-    ("host_ns", "host call", "wasmtime"),
+    ("host_ns", HOST_CALLS[0], "wasmtime"),
+    ("host_plain_ns", HOST_CALLS[1], "wasmtime"),
     ("create_ns", "create and destroy a window or instance", "wasmtime"),
     ("load_ns", "load a small image, or compile and load it", "wasmtime"),
     ("fault_ns", "fault and its report", "wasmtime"),
@@ -79,7 +80,7 @@ fn scripted(workshop: &Workshop, amount: Amount, sink: &mut Sink, bar: &Progress
             let program = Program { calls: vec![Call::new("micro_host").args(&[host.into()])], ..program(&["micro_host"], 0, 1) };
             let mut built = workshop.build(&program, column, 0, Some(&super::HOST))?;
             let pass = built.runner.time(&program.calls, amount.of(2, 12))?.into_iter().min().context("a pass")?;
-            sink.put("host call", column.id, pass as f64 / f64::from(host));
+            HOST_CALLS.iter().for_each(|name| sink.put(name, column.id, pass as f64 / f64::from(host)));
         }
     }
     Ok(())
@@ -87,14 +88,14 @@ fn scripted(workshop: &Workshop, amount: Amount, sink: &mut Sink, bar: &Progress
 
 /// wasmi's.
 fn interpreter(path: &Path, amount: Amount, sink: &mut Sink) -> Result<()> {
-    use ::wasmi::{Engine, Linker, Module, Store};
+    use ::wasmi::{Caller, Engine, Linker, Module, Store};
     let engine: Engine = wasmi::engine();
     let bytes = std::fs::read(path)?;
     let load = || Ok(Module::new(&engine, &bytes).map(drop)?);
     sink.put("load a small image, or compile and load it", "wasmi", least(amount, 5, load)?);
     let module = Module::new(&engine, &bytes)?;
     let mut linker = Linker::<()>::new(&engine);
-    linker.func_wrap("env", "host_add", |a: i32, b: i32| a.wrapping_add(b))?;
+    linker.func_wrap("env", "host_add", |_: Caller<'_, ()>, a: i32, b: i32| a.wrapping_add(b))?;
     let create = || Ok(linker.instantiate_and_start(&mut Store::new(&engine, ()), &module).map(drop)?);
     sink.put("create and destroy a window or instance", "wasmi", least(amount, amount.of(1, 20), create)?);
     let mut store = Store::new(&engine, ());
@@ -115,7 +116,13 @@ fn interpreter(path: &Path, amount: Amount, sink: &mut Sink) -> Result<()> {
     let times = amount.of(10, 10_000);
     let host = instance.get_typed_func::<(u32, u32, u32), i32>(&store, "micro_host")?;
     let calls = || Ok(host.call(&mut store, (0, 0, times)).map(drop)?);
-    sink.put("host call", "wasmi", least(amount, 10, calls)? / f64::from(times));
+    sink.put(HOST_CALLS[0], "wasmi", least(amount, 10, calls)? / f64::from(times));
+    let mut linker = Linker::<()>::new(&engine);
+    linker.func_wrap("env", "host_add", |a: i32, b: i32| a.wrapping_add(b))?;
+    let other = linker.instantiate_and_start(&mut store, &module)?;
+    let host = other.get_typed_func::<(u32, u32, u32), i32>(&store, "micro_host")?;
+    let calls = || Ok(host.call(&mut store, (0, 0, times)).map(drop)?);
+    sink.put(HOST_CALLS[1], "wasmi", least(amount, 10, calls)? / f64::from(times));
     let fault = instance.get_typed_func::<(u32, u32), i32>(&store, "micro_fault")?;
     let faulting = || match fault.call(&mut store, (0, 0)) {
         Ok(_) => anyhow::bail!("no fault"),

@@ -53,6 +53,11 @@ pub fn run(path: &Path) -> Result<()> {
     }
     let import = instance.get_typed_func::<(u32, u32, u32), i32>(&mut store, "micro_host")?;
     say("host_ns", least(20, || import.call(&mut store, (0, 0, 10_000)).map(drop))? / 10_000.0);
+    let mut linker = Linker::new(&plain);
+    linker.func_wrap("env", "host_add", |a: i32, b: i32| a.wrapping_add(b))?;
+    let other = linker.instantiate(&mut store, &module)?;
+    let import = other.get_typed_func::<(u32, u32, u32), i32>(&mut store, "micro_host")?;
+    say("host_plain_ns", least(20, || import.call(&mut store, (0, 0, 10_000)).map(drop))? / 10_000.0);
     let fault = instance.get_typed_func::<(u32, u32), i32>(&mut store, "micro_fault")?;
     let faulting = || match fault.call(&mut store, (0, 0)) {
         Ok(_) => Err(Error::msg("no fault")),
