@@ -38,6 +38,12 @@ pub enum Error {
     /// The kernel refused memory.
     #[error("cannot {what}: {error}")]
     Memory { what: &'static str, error: io::Error },
+    /// The process has as many mappings as the kernel lets it have (`vm.max_map_count`), of which every window takes some: see the
+    /// crate's documentation.
+    #[error(
+        "cannot {what}: the process has {mappings} of the {limit} mappings that it may have; more windows need a greater vm.max_map_count"
+    )]
+    Mappings { what: &'static str, mappings: u64, limit: u64 },
     /// The fast window is taken, or something lies below 4 GiB + 64 KiB.
     #[error("fast window not available: {0}")]
     FastWindow(&'static str),

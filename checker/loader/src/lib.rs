@@ -45,6 +45,14 @@
 //! Arguments are copied ([`Arg::Bytes`]). What is too large for that, or is to be seen by several windows or processes, is a [`Memory`], which
 //! [`Window::share`] maps into a window. With [`Memory::exact`] and [`Arg::Exact`] the first byte past the end is not accessible.
 //!
+//! # Many windows
+//!
+//! A window takes a mapping of the process for each of its regions, for its tables, and for each gap between them: 10 if the image has no
+//! constants, 12 if it has. A process may have `vm.max_map_count` mappings, 65,530 unless the administrator sets another number, so that about
+//! 6,500 windows fit; what does not fit is refused with [`Error::Mappings`]. After `sysctl vm.max_map_count=400000` there is room for 30,000. A small
+//! handler's window takes 16 KiB of memory, page tables included, and 2 to 3 KiB of the kernel's own. More than 32,000 windows do not fit into
+//! the address space of a process.
+//!
 //! # What the host must know
 //!
 //! * Faults of handlers are signals ([`SIGNALS`]). The loader installs its action for them on first use and passes on what is not a

@@ -4,7 +4,7 @@
 //! never by unmapping, so that no other thread's `mmap` can land inside (design-review B12).
 
 use crate::error::Error;
-use std::io;
+use std::io::{self, Read as _};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -62,7 +62,7 @@ impl Pages {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
                 Some(libc::EEXIST) => Ok(None),
-                _ => Err(Error::Memory { what: "reserve an address range", error }),
+                _ => Err(refused("reserve an address range", error)),
             };
         }
         let pages = Pages { start: got as u64, len, sealed: AtomicBool::new(false) };
@@ -70,13 +70,13 @@ impl Pages {
         Ok((pages.start == start).then_some(pages))
     }
 
-    /// Reserves `len` bytes at a random address which is `offset` plus a multiple of `align` (a power of two, at least a page).
+    /// Reserves `len` bytes at a random address which is `offset` plus a multiple of `step` (whole pages).
     ///
     /// # Errors
     /// [`Error::Memory`] if no free range was found or the kernel gave no random bytes.
-    pub fn reserve_random(len: u64, align: u64, offset: u64, access: Access) -> Result<Pages, Error> {
+    pub fn reserve_random(len: u64, step: u64, offset: u64, access: Access) -> Result<Pages, Error> {
         for _ in 0..DRAWS {
-            let start = ((random()? % USER_END) & !(align - 1)).wrapping_add(offset);
+            let start = (random()? % (USER_END / step) * step).wrapping_add(offset);
             if start < RANDOM_FROM || start.checked_add(len).is_none_or(|end| end > USER_END - PAGE) {
                 continue;
             }
@@ -307,7 +307,35 @@ pub fn random() -> Result<u64, Error> {
 }
 
 fn memory(what: &'static str) -> Error {
-    Error::Memory { what, error: io::Error::last_os_error() }
+    refused(what, io::Error::last_os_error())
+}
+
+/// Mappings that a call may need at most for a moment, and that the kernel counts otherwise than it lists them.
+const NEARLY: u64 = 4;
+
+/// What the kernel's refusal means: too little memory, or too many mappings, for which it has the same number.
+#[cold]
+fn refused(what: &'static str, error: io::Error) -> Error {
+    if error.raw_os_error() == Some(libc::ENOMEM)
+        && let Some((mappings, limit)) = mappings()
+        && mappings + NEARLY >= limit
+    {
+        return Error::Mappings { what, mappings, limit };
+    }
+    Error::Memory { what, error }
+}
+
+/// Mappings of this process, and how many it may have.
+fn mappings() -> Option<(u64, u64)> {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?;
+    let mut maps = std::fs::File::open("/proc/self/maps").ok()?;
+    let (mut count, mut buffer) = (0, [0; 4096]);
+    loop {
+        match maps.read(&mut buffer).ok()? {
+            0 => return Some((count, limit)),
+            len => count += buffer[..len].iter().filter(|&&byte| byte == b'\n').count() as u64,
+        }
+    }
 }
 
 fn address(start: u64) -> *mut libc::c_void {

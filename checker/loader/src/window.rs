@@ -13,8 +13,8 @@ use crate::time::Limit;
 use cordon_checker::layout::{Region, RegionKind, Slot, USER_STACK_SHIFT};
 use cordon_checker::note::INIT_ENTRY;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Handler-visible bytes of a window.
@@ -23,10 +23,12 @@ const WINDOW: u64 = 1 << 32;
 const CONTROL: u64 = 128 << 10;
 /// Never mapped, above the window: an access may begin on its last byte and be 64 bytes wide (design-review B1).
 const EDGE: u64 = 64 << 10;
-/// Distance of the bases that a window is drawn from. Multiples of 32 MiB change only the pairs 12^27, 13^26 and 14^25 of Zen's way
+/// All bases are multiples of this, but for [`APART`]. Below bit 28 they change only the pairs 12^27, 13^26 and 14^25 of Zen's way
 /// predictor, so that windows of a busy host differ there, and leave the pair 15^20 to native and data stack.
 const BASE_STEP: u64 = 32 << 20;
-const BASE_STEPS: u64 = 8;
+/// Windows of a process lie at multiples of this from one random address. Were they to lie anywhere, 20,000 of them would leave no
+/// gap that another one fits in, though they fill two thirds of the address space only; on this grid there is room for 32,000.
+const STRIDE: u64 = WINDOW + BASE_STEP;
 /// Linear addresses of native and data stack differ in this bit: by the image's K, else by the base.
 const APART: u64 = USER_STACK_SHIFT as u64;
 /// Default of the kernel's `vm.mmap_min_addr`, where it cannot be read.
@@ -587,10 +589,17 @@ fn reserve(fast: bool, stack_shift: u32) -> Result<(Pages, u64), Error> {
         }
         return Ok((reserved?, 0));
     }
-    let step = crate::pages::random()? % BASE_STEPS * BASE_STEP + (APART & !u64::from(stack_shift));
-    let pages = Pages::reserve_random(CONTROL + WINDOW + EDGE, 1 << 32, step.wrapping_sub(CONTROL), Access::None)?;
+    let offset = grid()? + (APART & !u64::from(stack_shift));
+    let pages = Pages::reserve_random(CONTROL + WINDOW + EDGE, STRIDE, offset.wrapping_sub(CONTROL), Access::None)?;
     let base = pages.start() + CONTROL;
     Ok((pages, base))
+}
+
+/// Where in a [`STRIDE`] the windows of this process begin: a multiple of [`BASE_STEP`], drawn once.
+fn grid() -> Result<u64, Error> {
+    static GRID: OnceLock<u64> = OnceLock::new();
+    let drawn = crate::pages::random()? % (STRIDE / BASE_STEP) * BASE_STEP;
+    Ok(*GRID.get_or_init(|| drawn))
 }
 
 /// Reserves everything below 4 GiB + 64 KiB that can be mapped; below, where the kernel lets nobody map, needs no reservation.

@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let options = LoadOptions { seal: false, policy, ..LoadOptions::default() };
     match Image::from_bytes(&made.image, &options) {
         // Not every processor and every host has what an object may ask for.
-        Ok(_) | Err(Error::Cpu(_) | Error::MemoryLimit { .. } | Error::MissingImport(_) | Error::Memory { .. }) => {}
+        Ok(_) | Err(Error::Cpu(_) | Error::MemoryLimit { .. } | Error::MissingImport(_) | Error::Memory { .. } | Error::Mappings { .. }) => {}
         Err(error) => panic!("the loader refuses what the rewriter made: {error}"),
     }
 });

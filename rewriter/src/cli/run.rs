@@ -292,7 +292,9 @@ pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
         },
         Error::Fault(_) | Error::Import { .. } | Error::Timer(_) => call_failure(path, INIT_ENTRY, error, 0),
         Error::Internal(_) => one(Exit::Internal, "internal", error.to_string()),
-        Error::Memory { .. } | Error::FastWindow(_) => one(Exit::Usage, "unavailable", error.to_string()),
+        Error::Memory { .. } | Error::Mappings { .. } | Error::FastWindow(_) => {
+            one(Exit::Usage, "unavailable", error.to_string())
+        }
         Error::Layout(LayoutError::Mode) => one(Exit::Refused, "mode", format!("{error}; it is {}", image_mode(file))),
         Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
         _ => one(Exit::Refused, "refused", error.to_string()),

@@ -246,3 +246,42 @@ fn windows_called_by_ending_threads_do_no_harm() {
         thread.join().expect("thread ends");
     }
 }
+
+/// As many windows as the kernel's limit of mappings lets there be: the next one is refused with the reason, the others work, and each one that
+/// goes makes room for another.
+#[test]
+fn windows_without_mappings_are_refused_with_the_reason() {
+    crate::in_child("places::windows_without_mappings_are_refused_with_the_reason", || {
+        let limit: u64 =
+            fs::read_to_string("/proc/sys/vm/max_map_count").map_or(0, |text| text.trim().parse().expect("a number"));
+        if !(1..=100_000).contains(&limit) {
+            return;
+        }
+        let image = builder().image();
+        let mut windows = Vec::new();
+        let error = loop {
+            match Window::new(&image, &Imports::new()) {
+                Ok(window) => windows.push(window),
+                Err(error) => break error,
+            }
+            assert!(windows.len() < 100_000);
+        };
+        match &error {
+            Error::Mappings { mappings, limit: told, .. } => assert!(*told == limit && mappings + 12 > limit, "{error}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(error.to_string().contains("vm.max_map_count"), "{error}");
+        let value = |n: usize| n as u64 ^ 0x5555;
+        for _ in 0..3 {
+            windows.swap_remove(windows.len() / 2);
+            windows.push(Window::new(&image, &Imports::new()).expect("there is room for one again"));
+        }
+        windows.truncate(windows.len() - 2);
+        for (n, w) in windows.iter_mut().enumerate() {
+            w.call("put", &[Arg::Int(HEAP.into()), Arg::Int(value(n))]).expect("returns");
+        }
+        for (n, w) in windows.iter_mut().enumerate() {
+            assert_eq!(w.call("get", &[Arg::Int(HEAP.into())]).expect("returns"), value(n));
+        }
+    });
+}
