@@ -37,11 +37,13 @@ const MEANS: [(&str, f64); 5] = [("fast", 1.01), ("window", 1.02), ("stores", 1.
 /// Operations in a column and their greatest time, nanoseconds.
 const TIMES: [(&str, &str, f64); 3] = [
     ("empty call", "window", 8.0),
-    ("host call, plain function", "window", 3.0),
+    ("host call without context", "window", 3.0),
     ("empty call, two windows in turn", "window", 25.0),
 ];
+/// Windows under a limit of mappings that suffices for them; without it where the default one does.
+const MORE_WINDOWS: &str = "windows at once, with more mappings";
 /// Operations in a column and their least value.
-const RATES: [(&str, &str, f64); 2] = [("check, code a second", "window", 400.0), ("windows at once", "window", 30_000.0)];
+const RATES: [(&str, &str, f64); 2] = [("check, code a second", "window", 400.0), (MORE_WINDOWS, "window", 30_000.0)];
 /// Why programs miss [`WORST`].
 const CAUSES: [(&str, &str); 4] = [
     ("chase", "a chain of dependent loads: each takes a cycle more where the window's base is not 0"),
@@ -102,7 +104,8 @@ fn list(results: &Results) -> Vec<Aim> {
     }
     for (name, id, bound) in RATES {
         let show = if bound > 1000.0 { |value| figure(value, "") } else { |value| figure(value, "MB/s") };
-        aims.push(Aim { what: name.into(), measured: value(name, id), bound, at_least: true, show });
+        let measured = value(name, id).or_else(|| (name == MORE_WINDOWS).then(|| value("windows at once", id))?);
+        aims.push(Aim { what: name.into(), measured, bound, at_least: true, show });
     }
     aims
 }
@@ -166,7 +169,7 @@ mod tests {
         let mut results = example();
         results.rows[0].cells.insert("fast".into(), times(10_050));
         let host = Figure {
-            name: "host call, plain function".into(),
+            name: "host call without context".into(),
             unit: "ns".into(),
             values: [("window".into(), 2.5)].into(),
             note: String::new(),
@@ -178,7 +181,7 @@ mod tests {
             "| Cordon, window: geometric mean, calls over 1 µs | ≤ 1.020 | 1.100 | **no** |",
             "| Cordon, match: geometric mean, calls over 1 µs | ≤ 1.070 | – | not measured |",
             "| growth of text | ≤ +20.0 % | +10.0 % | yes |",
-            "| host call, plain function | ≤ 3.0 ns | 2.5 ns | yes |",
+            "| host call without context | ≤ 3.0 ns | 2.5 ns | yes |",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
