@@ -29,33 +29,44 @@ struct Loop {
     counted: Vec<Counted>,
 }
 
-/// Puts checks in front of loops; true if there was something to do. `done` remembers heads and registers of earlier rounds.
+/// What earlier rounds did.
+#[derive(Debug, Default)]
+pub struct Hoisted {
+    /// Heads of loops, as nodes, and registers: those that were checked in front, and counters.
+    done: BTreeSet<(u32, u8)>,
+    /// The stubs of checks in front of loops, with head and register.
+    fronts: BTreeMap<u32, (u32, u8)>,
+}
+
+/// Puts checks in front of loops; true if there was something to do.
 ///
 /// # Errors
 /// Bugs only.
-pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: &mut BTreeSet<(u32, u8)>) -> Planned<bool> {
+pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, hoisted: &mut Hoisted) -> Planned<bool> {
+    let Hoisted { done, fronts } = hoisted;
     let flow = Edges::of(code);
     let mut found: Vec<Loop> = Vec::new();
     for head in 0..code.items.len() {
         if let Some(mut one) = candidate(code, &flow, solved, live, mode, head) {
-            let Item::Piece(Piece::Node(node)) = code.items[head] else { continue };
+            let Some(node) = node_of(&code.items[head]) else { continue };
             let low = |c: &Counted| solved.before[c.access].facts.low() >> c.pointer & 1 == 1;
-            one.counted
-                .retain(|c| !done.contains(&(node, COUNTER | c.counter)) && (low(c) || !done.contains(&(node, c.pointer))));
             one.wanted.extend(one.counted.iter().filter(|c| !low(c)).map(|c| (c.pointer, c.access)));
             one.wanted.retain(|(register, _)| done.insert((node, *register)));
-            // The first check of a counter serves the others.
-            one.counted.retain(|c| done.insert((node, COUNTER | c.counter)));
+            // Pointers first: not all that is known in front of a loop is known in it. The first check of a counter serves the others.
+            let settled = one.wanted.is_empty();
+            one.counted.retain(|c| settled && low(c) && done.insert((node, COUNTER | c.counter)));
             if !one.wanted.is_empty() || !one.counted.is_empty() {
                 found.push(one);
             }
         }
     }
     let mut edits: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
-    // Their checks come first, so that the labels of the access stand behind them.
     for one in found.iter().flat_map(|one| &one.counted) {
         let place = code.label();
-        let edit = edits.entry(one.access).or_default();
+        // In front of the labels of the access, which checks of its pointer name.
+        let is_label = |i: &usize| matches!(&code.items[*i], Item::Piece(Piece::Label(_)));
+        let front = (0..one.access).rev().take_while(is_label).last().unwrap_or(one.access);
+        let edit = edits.entry(front).or_default();
         edit.extend(check(one.counter, code.stop(place, false))?);
         edit.push(Item::Piece(Piece::Label(place)));
     }
@@ -80,7 +91,9 @@ pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: 
                     place
                 }
             };
-            front.extend(check(register, code.stop(place, false))?);
+            let stub = code.stop(place, false);
+            front.extend(check(register, stub)?);
+            fronts.extend(node_of(&code.items[one.head]).map(|node| (stub, (node, register))));
         }
         let aligned = matches!(code.items.get(one.head.wrapping_sub(1)), Some(Item::Piece(Piece::Align)));
         edits.entry(one.head - usize::from(aligned)).or_default().splice(0..0, front);
@@ -89,11 +102,16 @@ pub fn hoist(code: &mut Code, solved: &Solved, live: &[Live], mode: Mode, done: 
     Ok(!found.is_empty())
 }
 
-/// Takes hoisted checks out again that a check farther out has made needless.
-pub fn remove_redundant(code: &mut Code, solved: &Solved) {
-    let redundant = |i: usize| match &code.items[i] {
-        Item::Op(op) if check_at(code, i).is_some() => compared(op).is_some_and(|r| solved.before[i].facts.low() >> r & 1 == 1),
-        _ => false,
+/// Takes hoisted checks out again that a check farther out has made needless, and those that nobody in their loop knows of: what leads back into
+/// it may have lost the register.
+pub fn remove_redundant(code: &mut Code, solved: &Solved, hoisted: &Hoisted) {
+    let low = |i: usize, register: u8| solved.before[i].facts.low() >> register & 1 == 1;
+    let heads: BTreeMap<u32, usize> = code.items.iter().enumerate().filter_map(|(i, item)| Some((node_of(item)?, i))).collect();
+    let redundant = |i: usize| {
+        let (Some(stub), Item::Op(op)) = (check_at(code, i), &code.items[i]) else { return false };
+        let lost =
+            hoisted.fronts.get(&stub).is_some_and(|(node, register)| heads.get(node).is_some_and(|&head| !low(head, *register)));
+        lost || compared(op).is_some_and(|register| low(i, register))
     };
     let remove: BTreeSet<usize> = (0..code.items.len()).filter(|&i| redundant(i)).flat_map(|i| [i, i + 1]).collect();
     for &i in &remove {
@@ -106,6 +124,14 @@ pub fn remove_redundant(code: &mut Code, solved: &Solved) {
         i += 1;
         !remove.contains(&(i - 1))
     });
+}
+
+/// The node that begins at `item`.
+const fn node_of(item: &Item) -> Option<u32> {
+    match item {
+        Item::Piece(Piece::Node(node)) => Some(*node),
+        _ => None,
+    }
 }
 
 /// Who leads to whom.
@@ -129,7 +155,7 @@ impl Edges {
                 edges.after[i].push(i + 1);
                 edges.before[i + 1].push(i);
             }
-            if matches!(item, Item::Piece(Piece::Node(node)) if code.entered.contains(node)) {
+            if node_of(item).is_some_and(|node| code.entered.contains(&node)) {
                 edges.entered.push(i);
             }
         }
@@ -191,7 +217,7 @@ fn candidate(code: &Code, edges: &Edges, solved: &Solved, live: &[Live], mode: M
 
 /// Whether `to` is the mark at item `head`.
 fn leads(code: &Code, to: Target, head: usize) -> bool {
-    matches!(&code.items[head], Item::Piece(Piece::Node(n)) if to == Target::Node(*n))
+    node_of(&code.items[head]).is_some_and(|node| to == Target::Node(node))
 }
 
 /// The instructions behind `head` that come before anything else can happen.

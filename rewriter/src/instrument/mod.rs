@@ -81,12 +81,12 @@ fn matched(code: &mut Code, body: &Body, nodes: &Liveness, mode: Mode) -> Planne
         Some(Need::Base(base)) => Some(base),
         _ => None,
     };
-    let mut done = BTreeSet::new();
+    let mut hoisted = hoist::Hoisted::default();
     let mut solved = solve(code, body, mode, gain);
-    while hoist::hoist(code, &solved, &live::live(code, nodes), mode, &mut done)? {
+    while hoist::hoist(code, &solved, &live::live(code, nodes), mode, &mut hoisted)? {
         solved = solve(code, body, mode, gain);
     }
-    hoist::remove_redundant(code, &solved);
+    hoist::remove_redundant(code, &solved, &hoisted);
     for _ in 0..ROUNDS {
         let solved = solve(code, body, mode, gain);
         if !check::insert(code, &solved, &live::live(code, nodes), mode)? {

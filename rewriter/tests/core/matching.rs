@@ -239,6 +239,19 @@ fn a_counter_must_start_near_0_and_only_count_up() {
     assert_eq!(checked(&counted), ["rdi", "rcx"]);
 }
 
+/// The inner loop is entered at its end only, so that the checker knows nothing where it begins.
+#[test]
+fn nothing_is_checked_in_front_of_a_loop_that_forgets_it() {
+    let front = "mov $8,%ecx\n1: ";
+    let rest = "\n test %rax,%rax\n jne 3f\n jmp 4f\n2: dec %rsi\n3: cmp $3,%esi\n jne 2b\n4: add $8,%rcx\n cmp %rcx,%rdx\n jae 1b\n ret\n";
+    let sum = listing(&made(&format!("{front} mov -8(%rdi,%rcx),%rax{rest}")));
+    assert!(sum[1].starts_with("lea -8(%rdi, %rcx)") && sum[2].starts_with("cmp $0x7fffffff"), "{sum:#?}");
+    let base = made(&format!("{front} mov (%rdi),%rax{rest}"));
+    assert_eq!(checked(&base), ["rdi"]);
+    let counted = made(&format!("{front} mov -8(%rdi,%rcx),%rax\n add $8,%rcx\n cmp %rcx,%rdx\n jae 1b\n ret\n"));
+    assert_eq!(checked(&counted), ["rdi", "rcx"]);
+}
+
 #[test]
 fn an_index_of_the_stack_that_is_not_negative_is_checked_by_itself() {
     let lines = listing(&made("mov %edi,%eax\n mov -64(%rsp,%rax,8),%rcx\n add -56(%rsp,%rax,8),%rcx\n add %rcx,%rax\n ret\n"));
