@@ -18,8 +18,8 @@ pub mod flag {
     pub const X87: u32 = 2;
     /// The text has non-temporal stores: exit fences.
     pub const NT: u32 = 4;
-    /// `rdgsbase` and `wrgsbase` are usable; without, the segment base is set by system calls around the assembly.
-    pub const FSGSBASE: u32 = 8;
+    /// `rdgsbase` and `wrgsbase` are not usable: the segment base is set by system calls around the assembly.
+    pub const SYSTEM_CALLS: u32 = 8;
     /// Where gs has base 0 or one that an exit has left, exit leaves the window base there.
     pub const KEEP_GS: u32 = 16;
     /// The text may see or change control words: host functions get their own.
@@ -38,6 +38,8 @@ pub mod flag {
     pub const UPPER: u32 = 2048;
     /// The thread has a shadow stack.
     pub const SHADOWED: u32 = 4096;
+    /// The native stack gives its pages back after each call.
+    pub const LARGE: u32 = 8192;
 }
 
 /// Stop codes that the assembly leaves in [`Context::stop`].

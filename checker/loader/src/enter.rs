@@ -1,8 +1,8 @@
 //! Entering a window: argument registers, native stack, segment base, and what comes back.
 //!
 //! The assembly in `asm/enter.s` switches to the thread's native stack, clears every register that carries no argument, and calls the
-//! handler; return, fault and refused gate all leave through the same code, which restores the host's callee-saved registers, control
-//! words, segment base and direction flag.
+//! handler; return, fault and refused gate all leave through the same code, which restores the host's stack, frame and base pointers (the
+//! compiler keeps the other registers), control words, segment base and direction flag.
 
 use crate::context::{Context, Frame, HOME, flag, stop};
 use crate::error::Error;
@@ -12,7 +12,7 @@ use crate::imports::{host_import, plain_ended};
 use crate::thread::{self, Invocation, Local, NativeStack};
 use crate::time::{Clock, Overrun};
 use crate::window::Inner;
-use std::arch::global_asm;
+use std::arch::{asm, global_asm};
 use std::mem::offset_of;
 use std::ptr;
 
@@ -57,7 +57,7 @@ global_asm!(
     AVX = const flag::AVX,
     X87 = const flag::X87,
     NT = const flag::NT,
-    FSGSBASE = const flag::FSGSBASE,
+    SYSTEM_CALLS = const flag::SYSTEM_CALLS,
     KEEP_GS = const flag::KEEP_GS,
     CONTROL = const flag::CONTROL,
     FLOAT_ARGS = const flag::FLOAT_ARGS,
@@ -74,7 +74,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn cordon_loader_enter(high_half: u64, native_rsp: u64, ints: *const [u64; 6]) -> Returned;
+    fn cordon_loader_enter();
     fn cordon_loader_abort();
     fn cordon_loader_host_gate();
     fn cordon_loader_copy(to: *mut u8, from: *const u8, len: usize) -> u32;
@@ -121,6 +121,7 @@ pub struct Returned {
 /// # Errors
 /// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] or [`Error::Timer`] if this thread
 /// gets no native stack or timer.
+#[inline]
 pub fn enter(
     window: &Inner,
     target: u64,
@@ -133,30 +134,76 @@ pub fn enter(
     if local.is_on_signal_stack(ptr::from_mut(returned) as u64) {
         return Err(Error::SignalStack);
     }
+    if !outer.is_null() {
+        return enter_inside(local, outer, window, target, ints, floats, returned);
+    }
+    let stack = local.stack(window.image.stack_size())?;
+    // SAFETY: nothing runs on this thread, so nothing uses its stack, which stays where it is.
+    unsafe { enter_on(stack, local, ptr::null_mut(), window, target, ints, floats, returned) }
+}
+
+/// As [`enter`], from a host function that the invocation `outer` called.
+#[cold]
+fn enter_inside(
+    local: &Local,
+    outer: *mut Context,
+    window: &Inner,
+    target: u64,
+    ints: &[u64; 6],
+    floats: Option<&[f64; 8]>,
+    returned: &mut Returned,
+) -> Result<(), Error> {
     let nesting = nesting_in(window, outer)?;
     let stack = local.take_stack(window.image.stack_size())?;
     let cx = stack.context();
-    // SAFETY: the context belongs to the native stack that was just taken, so nothing else refers to it until it is given back below.
+    // SAFETY: the stack was just taken, so nothing else refers to it or its context until it is given back below.
+    let outcome = unsafe {
+        ((*cx).nesting, (*cx).outer) = (nesting, outer as u64);
+        let outcome = enter_on(&raw const *stack, local, outer, window, target, ints, floats, returned);
+        ((*cx).nesting, (*cx).outer) = (0, 0);
+        outcome
+    };
+    local.give_back(stack);
+    outcome
+}
+
+/// Calls text address `target` on `stack`, inside the invocation `outer`, which may be null.
+///
+/// # Errors
+/// As [`enter`].
+///
+/// # Safety
+/// `stack` stays mapped, and no running invocation uses it.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined")]
+unsafe fn enter_on(
+    stack: *const NativeStack,
+    local: &Local,
+    outer: *mut Context,
+    window: &Inner,
+    target: u64,
+    ints: &[u64; 6],
+    floats: Option<&[f64; 8]>,
+    returned: &mut Returned,
+) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    let cx = unsafe { (*stack).context() };
+    local.arrive(cx);
+    // SAFETY: the context belongs to the native stack, so nothing else refers to it.
     let flags = unsafe {
         if (*cx).owner != window.id {
-            window.fill(&mut *cx, &stack);
+            window.fill(&mut *cx, &*stack);
         }
         (*cx).target = target;
-        if nesting != 0 {
-            ((*cx).nesting, (*cx).outer) = (nesting, outer as u64);
-        }
         (*cx).clock.begin();
         (*cx).standing
     };
-    local.current.set(cx);
     let watched = local.timer.watch(window.limit.period);
     if watched.is_err() {
-        local.current.set(outer);
-        leave(local, stack, nesting);
+        local.leave(outer);
         return watched;
     }
-    let metered = flags & flag::METERED != 0;
-    if metered {
+    if flags & flag::METERED != 0 {
         // SAFETY: `outer` is null or an invocation further up this thread's stack, and the context is this invocation's.
         unsafe {
             let fuel = window.tank.allowed(outer);
@@ -166,41 +213,44 @@ pub fn enter(
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
     let (result, code) = unsafe { run(cx, cx as u64, flags, ints, floats) };
-    local.current.set(outer);
-    if metered {
+    if flags & flag::METERED != 0 {
         // SAFETY: as above; the context is still this invocation's.
         unsafe { window.tank.settle(outer, (*cx).fuel_limit, (*cx).frame.fuel) };
     }
-    if code != stop::NONE {
-        // SAFETY: as above.
-        let error = unsafe { ended(window, cx, code) };
-        leave(local, stack, nesting);
-        return Err(error);
+    if code != stop::NONE || flags & flag::LARGE != 0 {
+        // SAFETY: as above; nothing runs on the stack any more.
+        let outcome = unsafe { end(stack, window, cx, code) };
+        local.leave(outer);
+        outcome?;
+    } else {
+        local.leave(outer);
     }
     *returned = result;
-    leave(local, stack, nesting);
     Ok(())
 }
 
-/// Gives the native stack of a call back, its context as it is between calls.
-#[inline(always)]
-fn leave(local: &Local, stack: Box<NativeStack>, nesting: u32) {
-    if nesting != 0 {
-        // SAFETY: nothing refers to the context any more.
-        unsafe { ((*stack.context()).nesting, (*stack.context()).outer) = (0, 0) };
+/// What calls do at their end that went wrong, or that ran on a large stack. (As a branch of its own it keeps results out of memory.)
+///
+/// # Errors
+/// As [`enter`].
+///
+/// # Safety
+/// `cx` is the context of an entry into `window` that just ended on `stack`.
+#[cold]
+unsafe fn end(stack: *const NativeStack, window: &Inner, cx: *mut Context, code: u32) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let outcome = if code == stop::NONE { Ok(()) } else { Err(ended(window, cx, code)) };
+        (*stack).discard_large();
+        outcome
     }
-    local.give_back(stack);
 }
 
-/// How many entries a call inside the invocation `outer` is nested in, which may be null.
+/// How many entries a call inside the invocation `outer` is nested in.
 ///
 /// # Errors
 /// [`Error::Nesting`], and [`Error::Fault`] if an outer call has met its time limit.
-#[inline]
 fn nesting_in(window: &Inner, outer: *mut Context) -> Result<u32, Error> {
-    if outer.is_null() {
-        return Ok(0);
-    }
     // SAFETY: the context of an invocation that is still running further up this thread's stack.
     let outer = unsafe { &*outer };
     if outer.nesting + 1 >= NESTING_LIMIT {
@@ -268,13 +318,40 @@ unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: O
             (*cx).frame.float_args = *floats;
             (*cx).flags |= flag::FLOAT_ARGS;
         }
-        let returned = if flags & flag::FSGSBASE == 0 {
+        let returned = if flags & flag::SYSTEM_CALLS != 0 {
             run_with_system_calls(cx, rsp, ints)
         } else {
-            cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp, ints)
+            call(cx as u64 & !0xffff_ffff, rsp, ints)
         };
         (returned, (*cx).frame.stop)
     }
+}
+
+/// Calls `cordon_loader_enter`, which keeps rbx, rbp and rsp only: the compiler keeps the others where it needs them.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn call(high_half: u64, native_rsp: u64, ints: &[u64; 6]) -> Returned {
+    let (int, float): (u64, f64);
+    // SAFETY: the caller's promise; every register that the callee changes is named.
+    unsafe {
+        asm!(
+            "call {enter}",
+            enter = sym cordon_loader_enter,
+            inout("rdi") high_half => _,
+            inout("rsi") native_rsp => _,
+            inout("rdx") ints.as_ptr() => _,
+            lateout("rax") int,
+            lateout("xmm0") float,
+            out("r12") _,
+            out("r13") _,
+            out("r14") _,
+            out("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    Returned { int, float }
 }
 
 /// The way in where user mode may not write the segment base itself (before Linux 5.9).
@@ -287,7 +364,7 @@ unsafe fn run_with_system_calls(cx: *mut Context, rsp: u64, ints: &[u64; 6]) -> 
     unsafe {
         let host = thread::segment_base();
         thread::set_segment_base((*cx).base);
-        let returned = cordon_loader_enter(cx as u64 & !0xffff_ffff, rsp, ints);
+        let returned = call(cx as u64 & !0xffff_ffff, rsp, ints);
         if (*cx).flags & flag::KEEP_GS != 0 && (host == 0 || host == (*cx).left_gs) {
             (*cx).left_gs = (*cx).base;
         } else {

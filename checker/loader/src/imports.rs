@@ -401,7 +401,7 @@ pub extern "C" fn host_import(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, hi
     }));
     // SAFETY: the invocation is running; nothing else refers to its context now.
     let cx = unsafe { &mut *cx };
-    if window.flags & crate::context::flag::FSGSBASE == 0 {
+    if window.flags & crate::context::flag::SYSTEM_CALLS != 0 {
         // SAFETY: the thread goes back into the window or to the exit path, which restores the host's base.
         unsafe { thread::set_segment_base(window.base()) };
     }

@@ -1,6 +1,6 @@
 //! What each thread has: native stacks, an alternate signal stack, and the running invocation.
 
-use crate::context::{Context, HOME};
+use crate::context::{Context, HOME, flag};
 use crate::error::Error;
 use crate::pages::{Access, PAGE, Pages};
 use crate::time::Timer;
@@ -9,6 +9,7 @@ use std::arch::asm;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Unmapped bytes below a native stack: more than any accepted frame can step over (design-review A6).
 const GUARD: u64 = DEPTH_LIMIT as u64 + (64 << 10);
@@ -68,6 +69,14 @@ impl NativeStack {
         self.pages.start() + GUARD
     }
 
+    /// Gives the pages of a large stack back. The context is above and stays as it is.
+    pub fn discard_large(&self) {
+        if self.size > KEPT_SIZE {
+            // Failing, they only stay in memory.
+            let _ = self.pages.discard(self.start(), self.size);
+        }
+    }
+
     /// Host imports are refused when rsp is below this address.
     pub fn gate_limit(&self) -> u64 {
         self.start() + GATE_RESERVE.min(self.size / 8)
@@ -80,7 +89,7 @@ pub struct Local {
     /// Innermost running invocation of this thread, or null.
     pub current: Cell<*mut Context>,
     pub timer: Timer,
-    /// The native stack of the last invocation, owned, or null.
+    /// The native stack of the last outermost invocation, owned, or null. It runs on it while `current` is not null.
     last: Cell<*mut NativeStack>,
     ready: Cell<bool>,
     /// First address of the alternate signal stack, 0 if there is none.
@@ -110,7 +119,8 @@ struct Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         LOCAL.with(|local| local.timer.delete());
-        drop(LOCAL.with(Local::take_last));
+        // If a host function ends the process, the call around it still has its native stack.
+        drop(LOCAL.with(|local| if local.current.get().is_null() { local.take_last() } else { None }));
         let Some(pages) = &self.signal_stack else { return };
         // SAFETY: a zeroed stack_t is valid; the calls read and write only it. Our stack is taken out of use before it is unmapped.
         unsafe {
@@ -141,6 +151,7 @@ pub fn with_timer(f: impl FnOnce(&Timer, *mut Context)) {
 ///
 /// # Errors
 /// [`Error::Memory`] if the alternate signal stack cannot be made.
+#[inline]
 pub fn local() -> Result<&'static Local, Error> {
     // SAFETY: the variable has no destructor and lives as long as the thread; `Local` is neither `Send` nor `Sync`, so the reference
     // stays on this thread.
@@ -218,25 +229,56 @@ impl Local {
         at.wrapping_sub(self.signal_stack.get()) < SIGNAL_STACK
     }
 
+    /// Says which invocation runs, before anything of its context changes and before anything looks at it: a signal handler of the host that
+    /// calls a window from now on takes another stack.
+    #[inline]
+    pub fn arrive(&self, innermost: *mut Context) {
+        self.current.set(innermost);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// As [`Local::arrive`], after everything that concerns the context of the invocation that ends.
+    #[inline]
+    pub fn leave(&self, outer: *mut Context) {
+        compiler_fence(Ordering::SeqCst);
+        self.current.set(outer);
+    }
+
     fn take_last(&self) -> Option<Box<NativeStack>> {
         let last = self.last.replace(ptr::null_mut());
         // SAFETY: not null means a box that `give_back` left here, taken out exactly once.
         (!last.is_null()).then(|| unsafe { Box::from_raw(last) })
     }
 
-    /// A native stack of `size` bytes that no running invocation uses.
+    /// The native stack of `size` bytes for an outermost invocation. It stays the thread's: whoever runs on it says so in `current`.
     ///
     /// # Errors
     /// [`Error::Memory`] if a new one cannot be mapped.
     #[inline]
-    pub fn take_stack(&self, size: u64) -> Result<Box<NativeStack>, Error> {
-        match self.take_last() {
-            Some(stack) if stack.size == size => Ok(stack),
-            other => self.take_other(size, other),
+    pub fn stack(&self, size: u64) -> Result<*const NativeStack, Error> {
+        let last = self.last.get();
+        // SAFETY: not null means a box that lives until it is taken out.
+        match unsafe { last.as_ref() } {
+            Some(stack) if stack.size == size => Ok(last),
+            _ => self.change_stack(size),
         }
     }
 
     #[cold]
+    fn change_stack(&self, size: u64) -> Result<*const NativeStack, Error> {
+        let stack = self.take_other(size, self.take_last())?;
+        self.last.set(Box::into_raw(stack));
+        Ok(self.last.get())
+    }
+
+    /// A native stack of `size` bytes that no running invocation uses, for a nested one.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if a new one cannot be mapped.
+    pub fn take_stack(&self, size: u64) -> Result<Box<NativeStack>, Error> {
+        self.take_other(size, None)
+    }
+
     fn take_other(&self, size: u64, unfit: Option<Box<NativeStack>>) -> Result<Box<NativeStack>, Error> {
         let found = OWNED.try_with(|owned| {
             let idle = &mut owned.borrow_mut().idle;
@@ -252,27 +294,16 @@ impl Local {
         }
     }
 
-    /// Keeps `stack` for the next invocation.
-    #[inline]
+    /// Keeps the stack of a nested invocation for the next one.
     pub fn give_back(&self, stack: Box<NativeStack>) {
-        if stack.size > KEPT_SIZE || !self.last.get().is_null() {
-            self.make_room(&stack);
-        }
-        self.last.set(Box::into_raw(stack));
+        // A thread that is ending just unmaps it.
+        let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(stack));
     }
+}
 
-    /// Empties `last` for `stack`, and `stack` if it is a large one.
-    #[cold]
-    fn make_room(&self, stack: &NativeStack) {
-        if stack.size > KEPT_SIZE {
-            // Failing, it only stays in memory. The context is above and stays as it is.
-            let _ = stack.pages.discard(stack.start(), stack.size);
-        }
-        if let Some(other) = self.take_last() {
-            // A thread that is ending just unmaps it.
-            let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(other));
-        }
-    }
+/// The flags of calls on a native stack of `size` bytes.
+pub const fn stack_flags(size: u64) -> u32 {
+    if size > KEPT_SIZE { flag::LARGE } else { 0 }
 }
 
 /// `ARCH_SET_GS` and `ARCH_GET_GS` of `arch_prctl(2)`.

@@ -152,7 +152,7 @@ impl Window {
             image: Arc::clone(image),
             base,
             pages: Some(pages),
-            flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 },
+            flags: image.flags() | if floats { flag::FLOAT_IMPORTS } else { 0 } | thread::stack_flags(image.stack_size()),
             limit: Limit::new(image.options().time_limit),
             tank: Tank::new(image.options().fuel),
             plain: plain(&functions, image.flags()),
@@ -514,6 +514,7 @@ impl Inner {
     }
 
     /// Fills in what stays the same for every call of this window on `stack`.
+    #[cold]
     pub fn fill(&self, cx: &mut Context, stack: &NativeStack) {
         let code = self.image.code_range();
         cx.base = self.base;
@@ -560,7 +561,7 @@ impl Drop for Inner {
 
 /// Addresses of the plain functions by import index, for the gate. It compares the segment base afterwards, so it needs its instructions.
 fn plain(functions: &[Option<HostFunction>], flags: u32) -> Box<[u64]> {
-    let readable = flags & flag::FSGSBASE != 0;
+    let readable = flags & flag::SYSTEM_CALLS == 0;
     let address = |function: &Option<HostFunction>| match function {
         Some(HostFunction::Plain(function)) if readable => *function as usize as u64,
         _ => 0,

@@ -62,18 +62,12 @@ cordon_loader_enter:
     .cfi_undefined %rip
     push %rbp
     push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
     sub $8, %rsp
     mov {FLAGS}(%rdi), %ebx
     mov %rsp, {HOST_RSP}(%rdi)
-    test ${SHADOWED}, %ebx
+    test ${SHADOWED}+{SYSTEM_CALLS}, %ebx
     jnz 18f
 10:
-    test ${FSGSBASE}, %ebx
-    jz 11f
     rdgsbase %rax
     mov {BASE}(%rdi), %rcx
     mov %rax, {HOST_GS}(%rdi)
@@ -81,8 +75,11 @@ cordon_loader_enter:
     jne 7f
 11:
     xor %eax, %eax
+    xor %r14d, %r14d
+    test ${VECTORS}+{FLOAT_ARGS}+{METERED}, %ebx
+    jz 14f
     test ${VECTORS}, %ebx
-    jz 13f
+    jz 17f
     stmxcsr (%rsp)
     mov (%rsp), %eax
     xor $0x1f80, %eax
@@ -94,8 +91,6 @@ cordon_loader_enter:
 19:
     CLEAR_VECTORS %ebx
     xor %eax, %eax
-13:
-    xor %r14d, %r14d
     test ${FLOAT_ARGS}+{METERED}, %ebx
     jnz 17f
 14:
@@ -117,30 +112,23 @@ cordon_loader_enter:
     call *(%rsp)
 
     # The handler returned; rsp is where it was before the call.
-    mov %rsp, %rcx
-    shr $32, %rcx
-    shl $32, %rcx
+    mov %esp, %ecx
+    xor %rsp, %rcx
     mov {FLAGS}(%rcx), %edx
     movl $0, {STOP}(%rcx)
     test ${METERED}, %edx
     jnz 27f
 cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; rax and xmm0 are the result.
     mov {HOST_RSP}(%rcx), %rsp
-    test ${X87}+{NT}+{CONTROL}+{UPPER}, %edx
+    test ${X87}+{NT}+{CONTROL}+{UPPER}+{SYSTEM_CALLS}, %edx
     jnz 28f
 22:
-    test ${FSGSBASE}, %edx
-    jz 23f
     mov {HOST_GS}(%rcx), %rdx
     cmp {BASE}(%rcx), %rdx
     je 23f
     wrgsbase %rdx
 23:
     add $8, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
     pop %rbx
     pop %rbp
     ret
@@ -160,9 +148,13 @@ cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; r
     mov %rcx, {HOST_GS}(%rdi)
     jmp 11b
 18:
+    test ${SHADOWED}, %ebx
+    jz 11b
     rdsspq %rax
     mov %rax, {SHADOW}(%rdi)
-    jmp 10b
+    test ${SYSTEM_CALLS}, %ebx
+    jz 10b
+    jmp 11b
 15:  # The host's MXCSR is not the default: load it, and give host functions theirs back.
     movl $0x1f80, 4(%rsp)
     ldmxcsr 4(%rsp)
@@ -220,16 +212,19 @@ cordon_loader_leave:  # rcx = high half of the context's address, edx = FLAGS; r
     ldmxcsr (%rsp)
 26:
     test ${X87}, %edx
-    jz 22b
+    jz 24f
     emms
     fnstcw 4(%rsp)
     mov 4(%rsp), %si
     cmp {HOST_FCW}(%rcx), %si
-    je 22b
+    je 24f
     # The host's word may unmask what the handler raised (design-review B2).
     fnclex
     fldcw {HOST_FCW}(%rcx)
-    jmp 22b
+24:
+    test ${SYSTEM_CALLS}, %edx
+    jz 22b
+    jmp 23b
     .cfi_endproc
 .size cordon_loader_enter, . - cordon_loader_enter
 
@@ -381,8 +376,8 @@ cordon_loader_host_gate:
     test %edx, %edx
     jnz cordon_loader_abort
     mov {FLAGS}(%rcx), %edx
-    test ${FSGSBASE}, %edx
-    jz 41f
+    test ${SYSTEM_CALLS}, %edx
+    jnz 41f
     rdgsbase %rsi
     cmp {BASE}(%rcx), %rsi
     jne 48f

@@ -597,7 +597,7 @@ fn flags(summary: &Summary, imports: &[ImportName], mode: Mode, options: &LoadOp
     set(uses(Features(!Features::GENERAL.0)) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::VECTORS);
     set(uses(Features::AVX), flag::UPPER);
     set(uses(Features::CONTROL) || calls("cordon.fldcw") || calls("cordon.ldmxcsr"), flag::CONTROL);
-    set(cpu.fsgsbase && options.fsgsbase, flag::FSGSBASE);
+    set(!(cpu.fsgsbase && options.fsgsbase), flag::SYSTEM_CALLS);
     set(!options.host_uses_gs, flag::KEEP_GS);
     set(mode.metered, flag::METERED);
     flags
