@@ -196,7 +196,8 @@ unsafe fn enter_on(
         }
         (*cx).target = target;
         (*cx).clock.begin();
-        (*cx).standing
+        // The base that an entry inside another one finds is the outer one's, even if an earlier exit from this stack left the same.
+        (*cx).standing & if outer.is_null() { u32::MAX } else { !flag::KEEP_GS }
     };
     let watched = local.timer.watch(window.limit.period);
     if watched.is_err() {

@@ -5,8 +5,9 @@ use crate::in_child;
 use cordon_checker::LayoutError;
 use cordon_checker::layout::{Region, RegionKind, Slot};
 use cordon_checker::note::{NoteError, NoteSpec};
-use cordon_loader::{Arg, Error, FaultKind, Image, LoadOptions, Window};
+use cordon_loader::{Arg, Error, FaultKind, Image, Imports, LoadOptions, Window};
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a small file may cost at most; each of these attacks took minutes, or all memory, before.
@@ -171,6 +172,95 @@ fn windows_are_not_entered_on_the_alternate_signal_stack() {
         assert!(call("trap").expect_err("traps").fault().is_some());
         assert_eq!(call("ok").expect("returns"), 7);
     });
+}
+
+static INTERRUPTIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Calls a window, on the stack of whatever was interrupted.
+extern "C" fn on_interruption(_: libc::c_int) {
+    let count = INTERRUPTIONS.fetch_add(1, Ordering::Relaxed);
+    let called = TARGET.with(|w| w.borrow_mut().as_mut().expect("a window").call("add", &[Arg::Int(count)]));
+    // It may have interrupted the handler of the time limit.
+    assert!(matches!(called, Ok(sum) if sum == count + 1000) || matches!(called, Err(Error::SignalStack)), "{called:?}");
+}
+
+/// Windows that a signal handler calls change nothing for the call that it interrupts, wherever that is: its native stack, target and
+/// segment base stay its own.
+#[test]
+fn calls_inside_signal_handlers_change_no_call_that_they_interrupt() {
+    in_child("attacks::calls_inside_signal_handlers_change_no_call_that_they_interrupt", || {
+        // The sum of data that only its own window has, again and again.
+        let source = ".globl add\nadd: mov %gs:0x200000,%rax; add %rdi,%rax; ret
+            .globl sum\nsum: mov $64,%ecx; xor %eax,%eax\n1: add %gs:0x200000,%rax; dec %ecx; jnz 1b; ret";
+        let window = |value: u64, fast: bool| {
+            let kept = LoadOptions { host_uses_gs: false, ..options() };
+            let image = Image::from_bytes(&Builder::new(source).build().file, &kept).expect("loads");
+            let new = if fast { Window::new_fast } else { Window::new };
+            let mut window = new(&image, &Imports::new()).expect("a window");
+            window.write(HEAP, &value.to_le_bytes()).expect("writes");
+            window
+        };
+        // In the fast window a segment base of 0 is somebody's.
+        let (mut first, mut second, inner) = (window(3, true), window(5, false), window(1000, false));
+        TARGET.with(|w| *w.borrow_mut() = Some(inner));
+        // SAFETY: the handler calls nothing that the code below may have left half done; nothing else uses the signal.
+        let thread = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_interruption as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::raise(libc::SIGUSR2), 0);
+            libc::pthread_self()
+        };
+        let started = Instant::now();
+        let running = || started.elapsed() < Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while running() {
+                    // SAFETY: the thread waits for this one at the end of the scope.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut rounds = 0;
+            while running() {
+                rounds += 1;
+                assert_eq!(first.call("add", &[Arg::Int(rounds)]).expect("returns"), rounds + 3);
+                assert_eq!(first.call("sum", &[]).expect("returns"), 3 * 64);
+                assert_eq!(second.call("sum", &[]).expect("returns"), 5 * 64);
+            }
+        });
+        assert!(INTERRUPTIONS.load(Ordering::Relaxed) > 100, "hardly interrupted");
+    });
+}
+
+extern "C" fn at_exit() {
+    // A fault of the host's own, for the actions that the windows found.
+    // SAFETY: meant to fault; the action for that ends the process.
+    unsafe { std::ptr::without_provenance::<u8>(8).read_volatile() };
+}
+
+extern "C" fn on_host_fault(_: libc::c_int) {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(9) };
+}
+
+/// Thread variables go while the call around the host function still runs.
+#[test]
+fn host_functions_may_end_the_process() {
+    let name = "attacks::host_functions_may_end_the_process";
+    let status = crate::child_status(name, || {
+        // SAFETY: both functions do what such functions may.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_host_fault as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::atexit(at_exit), 0);
+        }
+        let imports = Imports::new().function("end", |_, _| std::process::exit(7));
+        let mut window = Builder::new(".globl f\nf: jmp *%gs:T+8").imports(&["end"]).window_with(&imports);
+        let _ = window.call("f", &[]);
+    });
+    assert!(status.is_none_or(|status| status.code() == Some(9)), "{status:?}");
 }
 
 /// Lane masks: rdi = window offset, rsi = bit per lane of eight.
