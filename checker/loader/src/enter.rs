@@ -121,7 +121,7 @@ pub struct Returned {
 /// # Errors
 /// [`Error::Fault`], [`Error::Import`], [`Error::Nesting`], [`Error::SignalStack`], or [`Error::Memory`] or [`Error::Timer`] if this thread
 /// gets no native stack or timer.
-#[inline]
+#[inline(always)]
 pub fn enter(
     window: &Inner,
     target: u64,

@@ -269,7 +269,8 @@ impl Window {
         Ok(self.run(entry, &ints, None)?.int)
     }
 
-    #[inline]
+    /// Part of its callers: as the result of a function the numbers would be written one by one and read at once (see [`enter::enter`]).
+    #[inline(always)]
     fn run(&mut self, entry: Entry, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> Result<Returned, Error> {
         let target = self.inner.image.entry_target(entry).ok_or_else(|| Error::NoEntry("of another image".to_owned()))?;
         let mut returned = Returned::default();
