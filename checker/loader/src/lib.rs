@@ -71,6 +71,7 @@
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
 //!   nearly full.
 //! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]).
+//! * Host functions that write to files or pipes for a handler must survive SIGXFSZ and SIGPIPE ([`survive_failing_writes`]).
 //! * Sampling profilers that follow rbp see a handler's values there.
 //! * Handlers may import `cordon.setjmp` and `cordon.longjmp`, which the loader serves itself. A jump to a function that has returned, or
 //!   over a host function that called back, ends the call with [`FaultKind::BadJump`]. (If another function of the same call waits with its
@@ -114,6 +115,6 @@ pub use memory::{Memory, Sharing};
 pub use report::instruction::instruction_formatter;
 pub use report::region::{Area, Nearest, Relation};
 pub use report::{CodePlace, Frame, Report, TimeUse};
-pub use signal::SIGNALS;
+pub use signal::{SIGNALS, survive_failing_writes};
 pub use time::{DEFAULT as DEFAULT_TIME_LIMIT, Overrun, time_signal};
 pub use window::{Arg, Window};

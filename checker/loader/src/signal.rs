@@ -42,6 +42,28 @@ pub fn install() {
     });
 }
 
+/// Lets writes that the kernel answers with a signal fail only (`EPIPE`, `EFBIG` for a file above `RLIMIT_FSIZE`), for hosts that write what
+/// handlers give them: by default SIGPIPE and SIGXFSZ end the process. Actions that the host has set stay. Ours do nothing; unlike an ignored
+/// signal they are not inherited by programs that the host starts.
+pub fn survive_failing_writes() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+            // SAFETY: zeroed actions are valid, and a function that does nothing may interrupt anything.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                if libc::sigaction(signal, ptr::null(), &raw mut action) != 0 || action.sa_sigaction != libc::SIG_DFL {
+                    continue;
+                }
+                action.sa_sigaction = nothing as *const () as usize;
+                action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+                libc::sigaction(signal, &raw const action, ptr::null_mut());
+            }
+        }
+    });
+}
+
 unsafe extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a valid siginfo and ucontext to an SA_SIGINFO handler.
     unsafe {

@@ -10,7 +10,7 @@ use crate::number::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW};
 use crate::signals::{Effect, SIGPIPE, Signals};
 use crate::tree::Tree;
 use crate::{mapping, start};
-use cordon_loader::{CallContext, Image, Imports, RegionKind, Window};
+use cordon_loader::{CallContext, Image, Imports, RegionKind, Window, survive_failing_writes};
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
@@ -90,7 +90,8 @@ pub fn is_program(image: &Image) -> bool {
 }
 
 /// Runs the program `image` to its end; its time limit is that of the image's load options. It writes to the host's standard output and
-/// error and reads its standard input.
+/// error and reads its standard input. From the first run on, SIGPIPE and SIGXFSZ do nothing in this process if they had no action: a program
+/// could raise them in its host by writing.
 ///
 /// # Errors
 /// See [`Error`].
@@ -101,6 +102,8 @@ pub fn run(image: &Arc<Image>, settings: &Settings) -> Result<End, Error> {
     if settings.arguments.iter().chain(&settings.environment).any(|text| text.contains(&0)) {
         return Err(Error::Arguments);
     }
+
+    survive_failing_writes();
     let folders = Folders::open(&settings.folders).map_err(|(path, error)| Error::Folder { path, error })?;
     let process = Arc::new(Mutex::new(Process::new(image, folders)));
     let imports = Imports::new().function(IMPORT, {

@@ -84,3 +84,17 @@ fn random_system_calls_harm_nothing() {
         assert_eq!(names, ["in", "noise.img", "secret"], "seed {seed}");
     }
 }
+
+/// The kernel answers with SIGXFSZ, which by default ends the process: the host.
+#[test]
+fn files_above_the_limit_of_their_size_do_not_end_the_host() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("in")).expect("made");
+    desk.image("file_size", &["file_size.c"], &["-O2"]);
+    let limited = format!("ulimit -f 64; exec {} run file_size.img --dir in:rw -- in > shown", env!("CARGO_BIN_EXE_cordon"));
+    let output = feed(Command::new("bash").args(["-c", &limited]).current_dir(desk.0.path()), "");
+    let too_large = "File too large";
+    let expected = format!("write far behind the end: {too_large}\nlength: {too_large}\nstandard output: {too_large}\n");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), expected));
+    assert_eq!(std::fs::metadata(desk.path("shown")).expect("there").len(), 64 << 10);
+}
