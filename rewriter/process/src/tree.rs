@@ -7,6 +7,7 @@ use crate::number::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW};
 use crate::process::OWNER;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// `access` modes.
@@ -30,6 +31,10 @@ pub struct Tree<'t> {
     pub files: &'t mut Files,
     /// Permissions that new files do not get.
     pub umask: u32,
+}
+
+fn kind(file: &OwnedFd) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
 }
 
 impl Tree<'_> {
@@ -77,10 +82,16 @@ impl Tree<'_> {
         }
         let access = [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR][(flags & 3) as usize];
         let mode = if wanted.contains(OFlags::CREATE) { self.mode(mode) } else { Mode::empty() };
-        // What may block or act on being opened (a FIFO, a device) is closed again at once.
+        // To open a FIFO or a device is to act on it: whoever waits to write to a FIFO would go on and lose what it writes.
+        if let Ok(there) = place.look(!wanted.contains(OFlags::NOFOLLOW)) {
+            match kind(&there)? {
+                FileType::Directory | FileType::RegularFile | FileType::Symlink => {}
+                _ => return Err(Errno::ACCESS),
+            }
+        }
+        // What somebody has put in its place meanwhile does not block and is closed again at once.
         let file = place.open(access | wanted | OFlags::NONBLOCK | OFlags::NOCTTY, mode)?;
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-        let is_folder = match kind {
+        let is_folder = match kind(&file)? {
             FileType::Directory => true,
             FileType::RegularFile => false,
             _ => return Err(Errno::ACCESS),

@@ -1,8 +1,11 @@
 //! A program that tries to get out: `fixtures/programs/attacks.c` against a folder made for it.
 
 use crate::{Desk, feed, text};
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::sync::mpsc::{TryRecvError, channel};
+use std::time::Duration;
 
 #[test]
 fn no_system_call_leads_out_of_the_window_or_the_folder() {
@@ -15,9 +18,26 @@ fn no_system_call_leads_out_of_the_window_or_the_folder() {
     }
     crate::said(Command::new("mkfifo").arg(desk.path("in/fifo")));
     desk.image("attacks", &["attacks.c"], &["-O2"]);
+    let fifo = desk.path("in/fifo");
+    let (opened, open) = channel();
+    let writer = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || {
+            let fifo = File::options().write(true).open(fifo);
+            opened.send(()).expect("somebody looks");
+            fifo
+        }
+    });
+    // Time to get there; too little would only let a mistake pass.
+    std::thread::sleep(Duration::from_millis(100));
     let output = feed(&mut desk.cordon(&["run", "attacks.img", "--dir", "in", "--", "in"]), "");
     let shown = text(&output.stdout);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{shown}");
+
+    // Refused, and not opened for a moment: that would have let the writer go on.
+    assert_eq!(open.try_recv(), Err(TryRecvError::Empty));
+    drop(File::open(&fifo).expect("opened"));
+    writer.join().expect("it ends").expect("opened");
 
     let (denied, missing, fault, invalid) = ("Permission denied", "No such file or directory", "Bad address", "Invalid argument");
     let (memory, absent, read_only) = ("Out of memory", "Function not implemented", "Read-only file system");
