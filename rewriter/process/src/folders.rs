@@ -16,6 +16,9 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGIC
 /// Type of the file system `/proc` (`linux/magic.h`).
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
+/// Most tries of an opening that something came in between.
+const TRIES: usize = 64;
+
 /// A folder of the host that the program may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folder {
@@ -111,8 +114,9 @@ fn as_path(bytes: &[u8]) -> &Path {
 
 /// Opens `path` beneath `folder`.
 fn beneath(folder: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-    loop {
-        // EAGAIN: something was renamed meanwhile, so that the kernel could not be sure of `..`.
+    // EAGAIN: something was renamed meanwhile, so that the kernel could not be sure of `..`; or somebody has a lease of the file and may
+    // take his time to give it back.
+    for _ in 0..TRIES {
         match openat2(folder, as_path(path), flags | OFlags::CLOEXEC, mode, BENEATH) {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(Errno::XDEV) => return Err(Errno::ACCESS),
@@ -121,6 +125,7 @@ fn beneath(folder: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Re
             result => return result,
         }
     }
+    Err(Errno::AGAIN)
 }
 
 impl Place {

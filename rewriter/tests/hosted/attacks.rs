@@ -2,8 +2,9 @@
 
 use crate::{Desk, feed, text};
 use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::Duration;
 
@@ -117,4 +118,45 @@ fn files_above_the_limit_of_their_size_do_not_end_the_host() {
     let expected = format!("write far behind the end: {too_large}\nlength: {too_large}\nstandard output: {too_large}\n");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), expected));
     assert_eq!(std::fs::metadata(desk.path("shown")).expect("there").len(), 64 << 10);
+}
+
+/// Holds a lease of the file `argv[1]` until its standard input ends; then every opening fails with `EAGAIN`, or waits, for up to
+/// `/proc/sys/fs/lease-break-time` seconds.
+const HOLDER: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    char byte;
+    int file = open(argv[1], O_RDWR | O_CREAT, 0666);
+    signal(SIGIO, SIG_IGN);
+    puts(fcntl(file, F_SETLEASE, F_WRLCK) ? "no lease" : "leased");
+    fflush(stdout);
+    while (read(0, &byte, 1) > 0)
+        ;
+    return 0;
+}
+"#;
+
+#[test]
+fn a_lease_of_a_file_does_not_hold_an_opening_past_the_time_limit() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("in")).expect("made");
+    desk.write("holder.c", HOLDER);
+    crate::said(Command::new("gcc").args(["-o", "holder", "holder.c"]).current_dir(desk.0.path()));
+    desk.image("opens", &["opens.c"], &["-O2"]);
+    let mut holder = Command::new(desk.path("holder"));
+    let mut holder =
+        holder.arg(desk.path("in/leased")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the holder starts");
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "leased\n");
+    // Without an end to the tries this one would be ended by its time limit, when the lease has been taken away.
+    let output = feed(&mut desk.cordon(&["run", "opens.img", "--time-limit", "5s", "--dir", "in", "--", "in/leased"]), "");
+    drop(holder.stdin.take());
+    holder.wait().expect("it ends");
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("Resource temporarily unavailable\n".into(), String::new()));
 }
