@@ -1,11 +1,12 @@
 //! `cordon cc`: compiles C against musl's headers and rewrites the result with musl's startup code and C library.
 
-use super::Format;
 use super::outcome::{Exit, Failure, Problem, Report};
-use super::rewrite::{self, Link};
+use super::rewrite::{self, Link, refuse_output_over_input};
+use super::{Format, usage_text};
 use clap::Parser as _;
 use cordon_rewriter::object::Input;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -86,6 +87,16 @@ enum Part {
     Library(OsString),
 }
 
+impl Part {
+    /// The file that the command line names.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Part::Source(path) | Part::Binary(path) => Some(path),
+            Part::Library(_) => None,
+        }
+    }
+}
+
 /// The command line taken apart.
 #[derive(Debug, Default)]
 struct Words {
@@ -145,7 +156,7 @@ fn own_with_value(text: &str) -> bool {
 /// Runs the subcommand.
 pub fn execute(args: &Args) -> Result<Report, Failure> {
     let words = sort(&args.words)?;
-    let own = Own::try_parse_from(&words.own).map_err(|e| usage(e.render().to_string().trim_end().to_owned()))?;
+    let own = Own::try_parse_from(&words.own).map_err(|e| usage(usage_text(&e)))?;
     let (include, libraries) = match &own.musl {
         Some(folder) => (folder.join("include"), folder.join("lib")),
         None => (INCLUDE.into(), LIBRARIES.into()),
@@ -155,6 +166,7 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
         let message = format!("{} is not there: install musl-dev, or name an installation with --musl", first.display());
         return Err(Failure::one(Exit::Usage, Problem::new("no-musl", message)));
     }
+    refuse_output_over_input(&own.output, words.parts.iter().filter_map(Part::path))?;
     let compiler = Compiler { command: &own.cc, options: &words.compiler, include: &include };
     let folder = tempfile::tempdir().map_err(|e| usage(format!("no folder for the compiler's output: {e}")))?;
     let mut inputs = rewrite::read_inputs(&[first])?;
@@ -237,7 +249,8 @@ impl Compiler<'_> {
         let output = output.map_err(|e| usage(format!("cannot run the compiler {}: {e}", self.command.display())))?;
         let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
-            eprint!("{said}");
+            // Warnings that nobody reads do not keep the image from being made.
+            let _ = io::stderr().write_all(said.as_bytes());
             return Ok(());
         }
         let problem = Problem::with_file(source, "compiler", format!("{} failed", self.command.display()));

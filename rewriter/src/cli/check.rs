@@ -8,7 +8,7 @@ use super::rewrite::read_file;
 use clap::ValueEnum;
 use cordon_checker::note::{FLAG_KERNEL, Note};
 use cordon_checker::policy::Host;
-use cordon_checker::{Features, Mode, Policy, Reject, Rule, Summary, check, scratch_len};
+use cordon_checker::{Features, LayoutError, Mode, Policy, Reject, Rule, Summary, check, scratch_len};
 use cordon_loader::{Parts, split};
 use cordon_rewriter::diag::Place;
 use serde_json::json;
@@ -85,11 +85,19 @@ pub fn judge(path: &Path, parts: &Parts<'_>, policy: &Policy) -> Result<Summary,
         return Err(refused(path, "wrong-host", format!("the image is made for {made}; choose the policy with --policy")));
     }
     if let Err(why) = note.layout.validate(policy) {
+        if why == LayoutError::Mode {
+            return Err(refused(path, "mode", proves_less(&note)));
+        }
         let reject = Reject { offset: 0, rule: Rule::Layout };
         return Err(rejected(path, parts, reject, &format!("{}: {why}", reject.rule)));
     }
     let mut scratch = vec![0; scratch_len(parts.text.len())];
     check(parts.text, policy, &note.layout, &mut scratch).map_err(|reject| rejected(path, parts, reject, reject.rule.text()))
+}
+
+/// Why an image is refused that does not fulfil the demands on the command line.
+pub fn proves_less(note: &Note<'_>) -> String {
+    format!("{}; it is {} (see --mode, --metered, --protect)", LayoutError::Mode, words(note.layout.mode))
 }
 
 /// Functions of an image, ascending by start.

@@ -2,11 +2,13 @@
 
 use super::Format;
 use super::outcome::{Exit, Failure, Problem};
-use super::run::{Args, call_failure, load_failure};
+use super::run::{Args, call_failure, load_failure, with_access};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use cordon_loader::{Error as Stop, Image};
 use cordon_process::{End, Error, Folder, START, Settings};
 use serde_json::json;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
@@ -20,10 +22,10 @@ pub struct Given {
     ///
     /// Relative names count from `/`, which is the program's current folder: with --dir . it finds `notes.txt` and `/notes.txt`. Nothing outside is
     /// reached, neither by `..` nor by symbolic links.
-    #[arg(long, value_name = "DIR[:rw]", value_parser = parse_folder)]
+    #[arg(long, value_name = "DIR[:rw]", value_parser = OsStringValueParser::new().try_map(|text| parse_folder(&text)))]
     pub dir: Vec<Folder>,
     /// An environment variable of a whole program (repeatable); it has no others
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(parse_variable))]
     pub env: Vec<OsString>,
     /// Arguments of a whole program, behind `--`
     #[arg(last = true, value_name = "ARGS")]
@@ -37,18 +39,15 @@ impl Given {
     }
 }
 
-fn parse_folder(text: &str) -> Result<Folder, String> {
-    let (path, writable) = match text.strip_suffix(":rw") {
-        Some(path) => (path, true),
-        None => (text.strip_suffix(":ro").unwrap_or(text), false),
-    };
-    if path.is_empty() { Err("expected a folder".into()) } else { Ok(Folder { path: path.into(), writable }) }
+fn parse_folder(text: &OsStr) -> Result<Folder, &'static str> {
+    let (path, writable) = with_access(text);
+    if path.is_empty() { Err("expected a folder") } else { Ok(Folder { path: path.into(), writable }) }
 }
 
-fn parse_variable(text: &str) -> Result<OsString, String> {
-    match text.split_once('=') {
-        Some((name, _)) if !name.is_empty() => Ok(text.into()),
-        _ => Err("expected NAME=VALUE".into()),
+fn parse_variable(text: OsString) -> Result<OsString, &'static str> {
+    match text.as_bytes().iter().position(|&byte| byte == b'=') {
+        None | Some(0) => Err("expected NAME=VALUE"),
+        Some(_) => Ok(text),
     }
 }
 
@@ -82,7 +81,8 @@ fn finish(format: Format, end: End) -> ! {
         End::Signal(signal) => (SIGNALLED + signal, json!({ "signal": signal })),
     };
     if format == Format::Json {
-        eprintln!("{report}");
+        // The program's status counts, whether or not somebody reads this.
+        let _ = writeln!(io::stderr(), "{report}");
     }
     std::process::exit(code)
 }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn folders_are_read_only_unless_said() {
-        let parsed = |text| parse_folder(text).map(|f| (f.path.display().to_string(), f.writable));
+        let parsed = |text: &str| parse_folder(text.as_ref()).map(|f| (f.path.display().to_string(), f.writable));
         assert_eq!(parsed("a/b"), Ok(("a/b".into(), false)));
         assert_eq!(parsed("a:rw"), Ok(("a".into(), true)));
         assert_eq!(parsed("a:ro"), Ok(("a".into(), false)));
@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn variables_have_a_name() {
-        assert!(parse_variable("A=").is_ok() && parse_variable("A=b=c").is_ok());
-        assert!(parse_variable("A").is_err() && parse_variable("=b").is_err());
+        let parsed = |text: &str| parse_variable(text.into());
+        assert!(parsed("A=").is_ok() && parsed("A=b=c").is_ok());
+        assert!(parsed("A").is_err() && parsed("=b").is_err());
     }
 }

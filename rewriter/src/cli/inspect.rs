@@ -2,8 +2,8 @@
 
 use super::disasm::{Function, Printer, covering};
 use super::originals::{Code, Originals};
-use super::outcome::{Failure, Report};
-use super::rewrite::{Link, read_file, read_inputs};
+use super::outcome::{Failure, Report, counted};
+use super::rewrite::{Link, read_file, read_inputs, read_named};
 use super::view::View;
 use super::{Format, outcome::Exit, outcome::Problem};
 use cordon_checker::layout::{Slot, Words};
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 ///
 /// Takes a sealed image, or objects and archives, which are rewritten in memory first. Shows regions, entries, imports and table slots,
 /// then each function: static stack depth in bytes, original instruction, rewritten instructions, what was changed and why. For an
-/// image the originals are looked for under the names that it records, and among --object.
+/// image the originals are looked for under the names that it records, and among --object; the options that shape images are for objects.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -59,8 +59,15 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let view = match View::of_image(&inputs) {
         Some(view) => {
             let view = view?;
+            if args.link != Link::default() {
+                let message = format!(
+                    "{} is an image, which is shown as it was made: options of cordon rewrite are for objects",
+                    view.name
+                );
+                return Err(Failure::usage("usage", message));
+            }
             for name in view.files() {
-                if let Ok(bytes) = std::fs::read(&name) {
+                if let Some(bytes) = read_named(name.as_ref()) {
                     originals.add(&name, &bytes);
                 }
             }
@@ -127,7 +134,8 @@ fn header(view: &View, note: &Note<'_>) -> (String, Value) {
     let table_slots = |first: u32, count: u32| slots(layout.sub_slots.slice(first as usize, count as usize).unwrap_or_default());
 
     let mut text = String::new();
-    let _ = writeln!(text, "{}: text {} bytes, {} functions, {}", view.name, view.text.len(), view.functions.len(), view.verdict);
+    let functions = counted(view.functions.len(), "function");
+    let _ = writeln!(text, "{}: text {} bytes, {functions}, {}", view.name, view.text.len(), view.verdict);
     let _ =
         writeln!(text, "stack: K {:#x}, S {:#x}, depth at most {} bytes", layout.stack_shift, layout.stack_low, layout.max_depth);
     let _ = writeln!(text, "regions (window offsets):");

@@ -19,6 +19,7 @@ mod watch;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use outcome::{Exit, Failure, Problem, Report};
+use std::ffi::OsString;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -141,20 +142,23 @@ pub fn main() -> ExitCode {
 
 /// Help and version go to standard output with code 0; everything else that clap says is a usage error.
 fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || !json_wanted(std::env::args()) {
-        // A closed standard stream leaves nobody to tell.
-        let _ = error.print();
-        return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+    if !error.use_stderr() || !json_wanted(std::env::args_os()) {
+        let wanted = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        return error.print().map_or_else(|why| outcome::unwritten(&why, wanted), |()| wanted).into();
     }
+    Failure::one(Exit::Usage, Problem::new("usage", usage_text(error))).print(Format::Json).into()
+}
+
+/// What clap says of a wrong command line, as a message among others.
+fn usage_text(error: &clap::Error) -> String {
     let message = error.render().to_string();
-    let message = message.strip_prefix("error: ").unwrap_or(&message).trim_end();
-    Failure::one(Exit::Usage, Problem::new("usage", message)).print(Format::Json).into()
+    message.strip_prefix("error: ").unwrap_or(&message).trim_end().to_owned()
 }
 
 /// Whether the unparsable command line asked for JSON.
-fn json_wanted(mut args: impl Iterator<Item = String>) -> bool {
+fn json_wanted(mut args: impl Iterator<Item = OsString>) -> bool {
     while let Some(arg) = args.next() {
-        if arg == "--format=json" || arg == "--format" && args.next().as_deref() == Some("json") {
+        if arg == "--format=json" || arg == "--format" && args.next().is_some_and(|value| value == "json") {
             return true;
         }
     }

@@ -4,7 +4,7 @@ use super::Format;
 use cordon_rewriter::diag::{Diagnostic, Place, Refusals};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -45,11 +45,11 @@ pub struct Report {
 impl Report {
     /// Prints the report on standard output.
     pub fn print(&self, format: Format) -> Exit {
-        match format {
-            Format::Text => emit(&mut io::stdout().lock(), &self.text),
-            Format::Json => emit(&mut io::stdout().lock(), &format!("{}\n", self.json)),
-        }
-        Exit::Done
+        let text = match format {
+            Format::Text => printable(&self.text),
+            Format::Json => format!("{}\n", self.json),
+        };
+        emit(&mut io::stdout().lock(), &text, Exit::Done)
     }
 }
 
@@ -165,14 +165,13 @@ impl Failure {
     /// Prints the problems: text on standard error (the first [`MOST_SHOWN`] of them), JSON on standard output.
     pub fn print(&self, format: Format) -> Exit {
         match format {
-            Format::Text => emit(&mut io::stderr().lock(), &self.text()),
+            Format::Text => emit(&mut io::stderr().lock(), &printable(&self.text()), self.exit),
             Format::Json => {
                 let errors: Vec<Value> = self.problems.iter().map(Problem::json).collect();
                 let object = json!({ "error": errors.first(), "errors": errors });
-                emit(&mut io::stdout().lock(), &format!("{object}\n"));
+                emit(&mut io::stdout().lock(), &format!("{object}\n"), self.exit)
             }
         }
-        self.exit
     }
 
     fn text(&self) -> String {
@@ -193,11 +192,36 @@ impl From<Refusals> for Failure {
                 Problem::new("internal", "the rewriter refused without a reason; please report it"),
             );
         }
-        Failure { exit: Exit::Refused, problems: refusals.0.into_iter().map(Problem::from).collect() }
+        // What only a bug of the rewriter can say is not the input's fault.
+        let internal = refusals.0.iter().any(|refusal| refusal.code == "internal");
+        let exit = if internal { Exit::Internal } else { Exit::Refused };
+        Failure { exit, problems: refusals.0.into_iter().map(Problem::from).collect() }
     }
 }
 
-/// Writes all of `text`. A reader that went away (`cordon … | head`) changes neither the verdict nor the exit code.
-fn emit(stream: &mut dyn io::Write, text: &str) {
-    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+/// A number of things, in words.
+pub fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Writes all of `text`; gives the exit code, which is `exit` if that could be done.
+fn emit(stream: &mut dyn io::Write, text: &str, exit: Exit) -> Exit {
+    let written = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+    written.map_or_else(|why| unwritten(&why, exit), |()| exit)
+}
+
+/// The exit code of a command that wanted to end with `exit` and could not print what it had to say. A reader that went away
+/// (`cordon … | head`) has seen enough and changes nothing; an answer that is lost (a full disk) must not look like success.
+pub fn unwritten(why: &io::Error, exit: Exit) -> Exit {
+    if why.kind() == io::ErrorKind::BrokenPipe {
+        return exit;
+    }
+    // Nobody may hear this either.
+    let _ = writeln!(io::stderr(), "error: standard output: cannot write: {why} [file]");
+    if exit == Exit::Done { Exit::Usage } else { exit }
+}
+
+/// `text` without anything but lines and tabs that a terminal would act on: names in objects and images are their makers'.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }

@@ -1,6 +1,6 @@
 //! `cordon rewrite`: objects and archives in, a sealed image out.
 
-use super::outcome::{Exit, Failure, Problem, Report};
+use super::outcome::{Exit, Failure, Problem, Report, counted};
 use super::{Format, size::parse_size, watch::watched};
 use clap::ValueEnum;
 use cordon_checker::{Mode, Protect};
@@ -10,8 +10,8 @@ use cordon_rewriter::progress::Progress;
 use cordon_rewriter::{Masking, Options, Rewritten, rewrite_watched};
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Larger files than this cannot be one object or image of a 4 GiB window.
@@ -51,7 +51,7 @@ pub struct Args {
 }
 
 /// The options that shape an image; `inspect` has them too.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct Link {
     /// A function that the host may call (repeatable; default: every global function of the objects named on the command line)
     #[arg(long, value_name = "NAME")]
@@ -160,7 +160,7 @@ impl Link {
 
 /// Runs the subcommand.
 pub fn execute(args: &Args) -> Result<Report, Failure> {
-    refuse_output_over_input(args)?;
+    refuse_output_over_input(&args.output, args.inputs.iter().map(PathBuf::as_path))?;
     link(args, &read_inputs(&args.inputs)?)
 }
 
@@ -200,11 +200,16 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// A typing slip must not cost the only copy of an object.
-fn refuse_output_over_input(args: &Args) -> Result<(), Failure> {
-    let Ok(output) = fs::canonicalize(&args.output) else { return Ok(()) };
-    if args.inputs.iter().any(|input| fs::canonicalize(input).is_ok_and(|input| input == output)) {
-        return Err(Failure::one(Exit::Usage, Problem::with_file(&args.output, "file", "the output is one of the inputs")));
+/// As [`read_file`], for a name that an image gives, which may be anything: only a file is read, no device and no pipe.
+pub fn read_named(path: &Path) -> Option<Vec<u8>> {
+    path.metadata().ok().filter(fs::Metadata::is_file).and_then(|_| read_file(path).ok())
+}
+
+/// A typing slip must not cost the only copy of an object or source.
+pub fn refuse_output_over_input<'p>(output: &Path, mut inputs: impl Iterator<Item = &'p Path>) -> Result<(), Failure> {
+    let Ok(place) = fs::canonicalize(output) else { return Ok(()) };
+    if inputs.any(|input| fs::canonicalize(input).is_ok_and(|input| input == place)) {
+        return Err(Failure::one(Exit::Usage, Problem::with_file(output, "file", "the output is one of the inputs")));
     }
     Ok(())
 }
@@ -212,15 +217,19 @@ fn refuse_output_over_input(args: &Args) -> Result<(), Failure> {
 /// Writes `bytes` to `path` so that a reader sees the old file or the whole new one: a neighbour is written, then renamed.
 /// What is no regular file (`/dev/null`, a pipe) is written in place.
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let failed = |e: &std::io::Error| Failure::file(path, "write", e);
+    let failed = |e: &io::Error| Failure::file(path, "write", e);
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     if target.metadata().is_ok_and(|m| !m.is_file()) {
         return fs::write(&target, bytes).map_err(|e| failed(&e));
     }
     let folder = target.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // As any compiler's output: readable as the umask says.
-    let mode = fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().prefix(".cordon").permissions(mode).tempfile_in(folder).map_err(|e| failed(&e))?;
+    let open = |name: &Path| File::options().write(true).create_new(true).mode(0o666).open(name);
+    // The crate's own errors name the neighbour, of which nobody has heard.
+    let mut why = None;
+    let made =
+        tempfile::Builder::new().prefix(".cordon").make_in(folder, |name| open(name).inspect_err(|e| why = e.raw_os_error()));
+    let mut file = made.map_err(|e| failed(&why.map_or(e, io::Error::from_raw_os_error)))?;
     file.write_all(bytes).map_err(|e| failed(&e))?;
     file.persist(&target).map_err(|e| failed(&e.error))?;
     Ok(())
@@ -230,10 +239,10 @@ fn summary(args: &Args, rewritten: &Rewritten) -> Report {
     let stats = &rewritten.stats;
     let growth = if stats.text_in == 0 { 1.0 } else { stats.text_out as f64 / stats.text_in as f64 };
     let text = format!(
-        "{}: {} functions, {} instructions, text {} -> {} bytes ({:+.1} %), accepted by the checker\n",
+        "{}: {}, {}, text {} -> {} bytes ({:+.1} %), accepted by the checker\n",
         args.output.display(),
-        stats.functions,
-        stats.instructions,
+        counted(stats.functions, "function"),
+        counted(stats.instructions, "instruction"),
         stats.text_in,
         stats.text_out,
         (growth - 1.0) * 100.0

@@ -3,18 +3,22 @@
 use super::Format;
 use super::check;
 use super::debugger;
-use super::demand::{Demand, words};
+use super::demand::Demand;
 use super::host::{self, Given};
 use super::outcome::{Exit, Failure, Problem, Report};
 use super::rewrite::read_file;
 use super::size::parse_number;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use cordon_checker::note::{INIT_ENTRY, Note};
 use cordon_checker::{LayoutError, Policy};
 use cordon_fixtures::pcap;
 use cordon_loader::{Entry, Error, FaultKind, Image, Imports, LoadOptions, Memory, Sharing, Window, split};
 use serde_json::json;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -54,20 +58,20 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = parse_number, allow_negative_numbers = true)]
     pub arg: Vec<u64>,
     /// Bytes to place in the argument area
-    #[arg(long, value_name = "FILE", conflicts_with = "pcap")]
+    #[arg(long, value_name = "FILE", conflicts_with = "pcap", group = "bytes")]
     pub input: Option<PathBuf>,
     /// A capture file (classic pcap, Ethernet) whose packets are given to the entry one by one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "bytes")]
     pub pcap: Option<PathBuf>,
     /// Place the bytes of --input or --pcap in front of an unmapped page, so that the first access past their end is reported
     ///
     /// They then begin at any address: code that counts on an aligned input may fault.
-    #[arg(long)]
+    #[arg(long, requires = "bytes")]
     pub exact: bool,
     /// Map a file into the window: its window address and length are arguments, behind those of an input and before --arg (repeatable)
     ///
     /// With `:rw` at the end the handler may change the file. Its last page is filled up with zeros.
-    #[arg(long, value_name = "FILE[:ro|:rw]", value_parser = parse_share)]
+    #[arg(long, value_name = "FILE[:ro|:rw]", value_parser = OsStringValueParser::new().try_map(|text| parse_share(&text)))]
     pub share: Vec<Share>,
     /// Do everything N times and report the time of a call
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -110,12 +114,18 @@ pub struct Share {
 }
 
 /// Parses a path that may end in `:ro` or `:rw`.
-fn parse_share(text: &str) -> Result<Share, String> {
-    let (path, writable) = match text.strip_suffix(":rw") {
-        Some(path) => (path, true),
-        None => (text.strip_suffix(":ro").unwrap_or(text), false),
-    };
-    if path.is_empty() { Err("expected a file".into()) } else { Ok(Share { path: path.into(), writable }) }
+fn parse_share(text: &OsStr) -> Result<Share, &'static str> {
+    let (path, writable) = with_access(text);
+    if path.is_empty() { Err("expected a file") } else { Ok(Share { path: path.into(), writable }) }
+}
+
+/// Takes a path that may end in `:ro` or `:rw` apart; tells whether it ends in `:rw`.
+pub fn with_access(text: &OsStr) -> (&OsStr, bool) {
+    let bytes = text.as_bytes();
+    match (bytes.strip_suffix(b":rw"), bytes.strip_suffix(b":ro")) {
+        (Some(path), _) => (OsStr::from_bytes(path), true),
+        (None, path) => (OsStr::from_bytes(path.unwrap_or(bytes)), false),
+    }
 }
 
 /// Most time of one call, if that is limited.
@@ -155,7 +165,12 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let inputs = inputs(args, bytes.as_deref())?;
     let first = if bytes.is_some() { 2 } else { 0 } + 2 * args.share.len();
     if args.arg.len() + first > MOST_ARGUMENTS {
-        let message = format!("at most {} --arg are possible here", MOST_ARGUMENTS.saturating_sub(first));
+        let message = match MOST_ARGUMENTS.checked_sub(first) {
+            Some(left) => format!(
+                "at most {left} --arg are possible here: a call has {MOST_ARGUMENTS} integer arguments, inputs and shared files are two each"
+            ),
+            None => format!("a call has {MOST_ARGUMENTS} integer arguments, and inputs and shared files are two each"),
+        };
         return Err(Failure::usage("usage", message));
     }
     let file = read_file(&args.image)?;
@@ -189,7 +204,10 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
 fn shared(args: &Args, window: &mut Window) -> Result<Vec<u64>, Failure> {
     let mut arguments = Vec::new();
     for Share { path, writable } in &args.share {
-        let opened = File::options().read(true).write(*writable).open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let opened = File::options().read(true).write(*writable).open(path).and_then(|file| match file.metadata()? {
+            about if about.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            about => Ok((about.len(), file)),
+        });
         let (len, file) = opened.map_err(|e| Failure::file(path, "share", &e))?;
         let sharing = if *writable { Sharing::ReadWrite } else { Sharing::Read };
         let memory = Memory::from_file(&path.display().to_string(), &file, 0, len, *writable);
@@ -295,16 +313,13 @@ pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
         Error::Memory { .. } | Error::Mappings { .. } | Error::FastWindow(_) => {
             one(Exit::Usage, "unavailable", error.to_string())
         }
-        Error::Layout(LayoutError::Mode) => one(Exit::Refused, "mode", format!("{error}; it is {}", image_mode(file))),
+        Error::Layout(LayoutError::Mode) => {
+            let note = split(file).ok().and_then(|parts| Note::parse(parts.note).ok());
+            one(Exit::Refused, "mode", note.map_or_else(|| error.to_string(), |note| check::proves_less(&note)))
+        }
         Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
         _ => one(Exit::Refused, "refused", error.to_string()),
     }
-}
-
-/// What the image at hand proves, in words.
-fn image_mode(file: &[u8]) -> String {
-    let mode = split(file).ok().and_then(|parts| Note::parse(parts.note).ok().map(|note| note.layout.mode));
-    format!("{} (see --mode, --metered, --protect)", mode.map_or_else(|| "unknown".into(), words))
 }
 
 /// Why a call did not return; `before` calls did.

@@ -62,3 +62,26 @@ fn unknown_functions_and_damaged_images_are_errors() {
     desk.write("cut.cordon", &bytes[..bytes.len() / 3]);
     assert_eq!(desk.cordon(&["inspect", "cut.cordon"]).status.code(), Some(1));
 }
+
+/// The names of its objects are the image's word: a pipe would wait for ever, a device never end.
+#[test]
+fn only_files_are_read_under_the_names_that_an_image_records() {
+    let desk = Desk::new();
+    desk.image("shape", SOURCE);
+    for made in ["rm shape.o && mkfifo shape.o", "rm shape.o && ln -s /dev/zero shape.o"] {
+        let output =
+            desk.shell(&format!("{made} && ulimit -v 2000000 && timeout 60 $cordon inspect shape.cordon --function one"));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(stdout(&output).contains(": ?"), "{output:?}");
+    }
+}
+
+#[test]
+fn options_that_shape_images_are_for_objects() {
+    let desk = Desk::new();
+    desk.image("shape", SOURCE);
+    let asked = |file: &str| desk.cordon(&["inspect", file, "--mode", "match", "--format", "json"]);
+    let (image, object) = (asked("shape.cordon"), asked("shape.o"));
+    assert_eq!((image.status.code(), &json(&image)["error"]["code"]), (Some(2), &"usage".into()));
+    assert_eq!(object.status.code(), Some(0));
+}

@@ -1,17 +1,19 @@
 //! The `cordon` command from outside: exit codes, messages, files, text and JSON.
 
+mod cc;
 mod check;
 mod demo;
 mod gdb;
 mod inspect;
 mod kernel;
+mod output;
 mod readme;
 mod rewrite;
 mod run;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A folder to compile and run in.
@@ -41,6 +43,13 @@ impl Desk {
     fn cordon(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cordon"));
         command.args(args).current_dir(self.folder()).output().expect("cordon starts")
+    }
+
+    /// Runs `cordon` by the shell, which finds it as `$cordon`.
+    fn shell(&self, line: &str) -> Output {
+        let mut command = Command::new("bash");
+        command.args(["-c", line]).env("cordon", env!("CARGO_BIN_EXE_cordon")).current_dir(self.folder());
+        command.stdin(Stdio::null()).output().expect("bash starts")
     }
 
     /// Compiles `NAME.o` from C text.

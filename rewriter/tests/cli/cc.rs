@@ -1,0 +1,26 @@
+//! `cordon cc`: what it refuses before it compiles.
+
+use crate::{Desk, json, stderr};
+
+#[test]
+fn the_image_may_not_replace_a_source() {
+    let desk = Desk::new();
+    let source = "int main(void) { return 3; }";
+    desk.write("main.c", source);
+    for words in
+        [&["cc", "main.c", "-o", "main.c"][..], &["cc", "-o./main.c", "main.c"], &["cc", "-o", "main.c", "other.c", "main.c"]]
+    {
+        let output = desk.cordon(&[words, &["--format", "json"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        assert_eq!(json(&output)["error"]["message"], "the output is one of the inputs", "{words:?}");
+        assert_eq!(desk.read("main.c"), source.as_bytes(), "{words:?}");
+    }
+}
+
+#[test]
+fn wrong_options_are_said_once() {
+    let desk = Desk::new();
+    desk.write("main.c", "int main(void) { return 3; }");
+    let text = stderr(&desk.cordon(&["cc", "main.c", "--heap", "5G"]));
+    assert!(text.starts_with("error: invalid value '5G' for '--heap <SIZE>': a size must be less than 2G"), "{text}");
+}
