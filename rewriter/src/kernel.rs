@@ -43,7 +43,7 @@ const GS: u8 = 0x65;
 const FS: u8 = 0x64;
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
-/// Refuses what no kernel image can have.
+/// Refuses what no image, or no kernel image, can have.
 ///
 /// # Errors
 /// Options that contradict each other.
@@ -53,6 +53,7 @@ pub fn refuse_options(options: &Options) -> Result<(), Refusals> {
         Err(Refusals(vec![Diagnostic::new(place, "unsupported-option", message)]))
     };
     match () {
+        () if options.stack == 0 => refuse("a handler needs a data stack"),
         () if !options.kernel => Ok(()),
         () if options.stack > STACK => refuse("a kernel handler's stack has at most 64 KiB"),
         () if options.fast_window => refuse("there is no window at base 0 in the kernel"),

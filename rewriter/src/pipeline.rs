@@ -135,9 +135,16 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
         problems.push(Diagnostic::new(place, "unprintable-name", "an entry's name has characters that no terminal shows"));
     }
     if found.is_empty() && problems.is_empty() {
+        let archives = program.objects.iter().all(|o| !o.explicit);
+        let message = match archives {
+            true => {
+                "only archives are named, and nothing refers to their members: name functions with --entry, or take all with --whole-archive"
+            }
+            false => "no global function is defined",
+        };
         let place =
             Place { object: program.objects.first().map_or_else(|| "input".into(), |o| o.name.clone()), ..Place::default() };
-        problems.push(Diagnostic::new(place, "no-entry", "no global function is defined"));
+        problems.push(Diagnostic::new(place, "no-entry", message));
     }
     if problems.is_empty() { Ok(found) } else { Err(Refusals(problems)) }
 }

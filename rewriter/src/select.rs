@@ -195,7 +195,7 @@ impl Selector<'_> {
         while let Some(id) = self.sections.pop() {
             for reloc in &self.program.section(id).relocs {
                 let Some((target, offset)) = exact_target(self.program, reloc) else {
-                    self.undefined(reloc, id, reloc.offset, true);
+                    self.undefined(reloc, id, reloc.offset, Use::Address);
                     continue;
                 };
                 if self.program.section(target).kind != SectionKind::Text {
@@ -252,7 +252,7 @@ impl Selector<'_> {
                     if !call && crate::jumps::import(name) == Some(crate::jumps::SETJMP) {
                         self.no_setjmp(name, at.section, at.offset, "is jumped to at the end of a function");
                     }
-                    self.undefined(&reloc, at.section, at.offset, false);
+                    self.undefined(&reloc, at.section, at.offset, Use::Call);
                 }
                 _ => {
                     let place = self.program.place(at.section, at.offset);
@@ -278,7 +278,7 @@ impl Selector<'_> {
                     self.code_operand(body, CodeRef { section, offset });
                 }
                 Some((section, _)) => self.section(section),
-                None => self.undefined(reloc, at.section, at.offset, true),
+                None => self.undefined(reloc, at.section, at.offset, use_of(reloc, insn)),
             }
         }
         if relocs.is_empty() && insn.is_ip_rel_memory_operand() {
@@ -301,7 +301,7 @@ impl Selector<'_> {
         self.problems.push(Diagnostic::new(self.program.place(section, offset), "unsupported-setjmp", message));
     }
 
-    fn undefined(&mut self, reloc: &Reloc, section: SectionId, offset: u64, address: bool) {
+    fn undefined(&mut self, reloc: &Reloc, section: SectionId, offset: u64, how: Use) {
         let symbol = self.program.symbol(reloc.symbol);
         let name = symbol.name.as_str();
         let weak = match symbol.definition {
@@ -309,23 +309,44 @@ impl Selector<'_> {
             _ => return,
         };
         let jump = crate::jumps::import(name);
-        if address && jump == Some(crate::jumps::SETJMP) {
+        if how != Use::Call && jump == Some(crate::jumps::SETJMP) {
             self.no_setjmp(name, section, offset, "has its address taken");
         } else if GATES.contains(&import_name(name)) || jump.is_some() || self.imports.iter().any(|i| i == name) {
             self.chosen.imports.insert(import_name(name).to_owned());
         } else if !(weak
             || is_linker_defined(name)
             || TRAPS.contains(&name)
-            || [TLS_RESOLVER, AT_EXIT].contains(&name) && !address)
+            || [TLS_RESOLVER, AT_EXIT].contains(&name) && how == Use::Call)
         {
             let place = self.program.place(section, offset);
             let message = match instrumented_by(name) {
                 Some(flag) => format!("`{name}` is defined nowhere: the object was compiled with {flag}; compile it without"),
+                None if how == Use::Data => {
+                    format!(
+                        "`{name}` is defined nowhere and is data here, which no host provides: define it; with --import {name} such accesses fault"
+                    )
+                }
                 None => format!("`{name}` is defined nowhere; the host can provide it with --import {name}"),
             };
             self.problems.push(Diagnostic::new(place, "undefined-symbol", message));
         }
     }
+}
+
+/// What code does with a symbol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Call,
+    /// Takes its address, which may be a function's.
+    Address,
+    /// Reads or writes what lies there.
+    Data,
+}
+
+/// What `insn` does with the symbol of its relocation `reloc`. Only where the symbol is plainly the operand in memory is it data.
+fn use_of(reloc: &Reloc, insn: &iced_x86::Instruction) -> Use {
+    let operand = reloc.kind == elf::R_X86_64_PC32 && insn.is_ip_rel_memory_operand();
+    if operand && insn.mnemonic() != iced_x86::Mnemonic::Lea { Use::Data } else { Use::Address }
 }
 
 /// The compiler flag that makes code call a function of this name in a runtime that handlers do not have.

@@ -38,7 +38,7 @@ fn an_image_is_the_same_for_any_number_of_threads() {
     for threads in ["1", "2", "7"] {
         let output = desk.cordon(&["rewrite", "sum.o", "-o", &format!("{threads}.cordon"), "--threads", threads]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(stdout(&output).contains("1 functions") && stdout(&output).contains("accepted by the checker"));
+        assert!(stdout(&output).contains("1 function, ") && stdout(&output).contains("accepted by the checker"));
     }
     assert_eq!(desk.read("1.cordon"), desk.read("2.cordon"));
     assert_eq!(desk.read("1.cordon"), desk.read("7.cordon"));
@@ -125,4 +125,53 @@ fn explicit_masks_are_an_option_of_the_sandbox() {
     let refused = rewrite(&["--masking", "explicit", "--mode", "match"]);
     assert_eq!((refused.status.code(), &json(&refused)["error"]["code"]), (Some(1), &"unsupported-option".into()));
     assert_eq!(rewrite(&["--masking", "none"]).status.code(), Some(2));
+}
+
+#[test]
+fn options_that_no_image_can_have_are_no_bugs_of_the_rewriter() {
+    let desk = Desk::new();
+    desk.object("one", "long handler(void) { return 1; }");
+    for host in ["user", "kernel"] {
+        let output = desk.cordon(&["rewrite", "one.o", "-o", "out", "--stack", "0", "--host", host, "--format", "json"]);
+        assert_eq!((output.status.code(), &json(&output)["error"]["code"]), (Some(1), &"unsupported-option".into()), "{host}");
+    }
+}
+
+/// Prebuilt archives name `stderr` on paths that a handler never takes, so such an import is possible; but it is no answer.
+#[test]
+fn data_that_nobody_defines_is_not_said_to_come_from_the_host() {
+    let desk = Desk::new();
+    desk.object("data", "extern int count; long handler(void) { return count; }");
+    let output = desk.cordon(&["rewrite", "data.o", "-o", "data.cordon", "--format", "json"]);
+    let error = &json(&output)["error"];
+    assert_eq!((output.status.code(), &error["code"]), (Some(1), &"undefined-symbol".into()), "{output:?}");
+    assert!(error["message"].as_str().is_some_and(|m| m.contains("data here, which no host provides")), "{error}");
+    assert_eq!((&error["section"], &error["symbol"]), (&".text".into(), &"handler".into()));
+    // Its address may be a function's, and a weak one is null.
+    desk.object("address", "extern long f(void); long handler(long (**to)(void)) { *to = f; return 0; }");
+    assert_eq!(desk.cordon(&["rewrite", "address.o", "-o", "out", "--import", "f"]).status.code(), Some(0));
+    desk.object("weak", "extern int count __attribute__((weak)); long handler(void) { return &count ? count : 7; }");
+    assert_eq!(desk.cordon(&["rewrite", "weak.o", "-o", "out"]).status.code(), Some(0));
+}
+
+#[test]
+fn an_archive_alone_says_how_to_take_its_functions() {
+    let desk = Desk::new();
+    desk.object("one", "long handler(void) { return 1; }");
+    assert_eq!(desk.shell("ar rc lib.a one.o").status.code(), Some(0));
+    let output = desk.cordon(&["rewrite", "lib.a", "-o", "out"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--entry") && stderr(&output).contains("--whole-archive"), "{output:?}");
+    for option in [&["--whole-archive"][..], &["--entry", "handler"]] {
+        assert_eq!(desk.cordon(&[&["rewrite", "lib.a", "-o", "out"], option].concat()).status.code(), Some(0), "{option:?}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_missing_is_named_as_it_was_given() {
+    let desk = Desk::new();
+    desk.object("one", "long handler(void) { return 1; }");
+    let output = desk.cordon(&["rewrite", "one.o", "-o", "missing/out"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stderr(&output), "error: missing/out: cannot write: No such file or directory (os error 2) [file]\n");
 }

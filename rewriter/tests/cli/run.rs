@@ -264,6 +264,9 @@ fn images_that_prove_less_than_is_demanded_are_not_run() {
     );
     let check = |extra: &[&str]| desk.cordon(&[&["check", "add.cordon"], extra].concat()).status.code();
     assert_eq!((check(&[]), check(&["--mode", "match"]), check(&["--metered"])), (Some(0), Some(1), Some(1)));
+    let why = |command: &str| json(&desk.cordon(&[command, "add.cordon", "--metered", "--format", "json"]))["error"].clone();
+    assert_eq!((&why("check")["code"], &why("run")["code"]), (&"mode".into(), &"mode".into()));
+    assert!(why("check")["message"].as_str().is_some_and(|m| m.contains("it is sandbox (see --mode")), "{}", why("check"));
     let stores = ["rewrite", "add.o", "-o", "add.cordon", "--protect", "stores"];
     assert_eq!(desk.cordon(&stores).status.code(), Some(0));
     assert_eq!((run(&[]), run(&["--protect", "stores"])), (Some(1), Some(0)), "a host must say that it trusts loads");
@@ -296,4 +299,23 @@ fn ranges_that_memcpy_refuses_are_reported_at_its_call() {
         assert!(text.contains("writes 8 bytes at 0x700000000000") && text.contains("left no return address"), "{text}");
         assert_eq!(run("big", "0").status.code(), Some(0), "nothing is copied, so nothing is checked");
     }
+}
+
+#[test]
+fn words_that_would_do_nothing_are_usage_errors() {
+    let desk = Desk::new();
+    desk.image("add", ADD);
+    let run = |words: &[&str]| {
+        let output = desk.cordon(&[&["run", "add.cordon"], words].concat());
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        stderr(&output)
+    };
+    assert!(run(&["--exact"]).contains("--input"));
+    assert!(run(&["--share", "."]).contains("is a directory"));
+    let four = ["--share", "add.o"].repeat(4);
+    assert!(run(&four).contains("a call has 6 integer arguments"));
+    desk.write("empty", "");
+    assert!(run(&["--pcap", "empty"]).contains("ends inside its header"));
+    desk.write("ng", b"\x0a\x0d\x0d\x0a and more");
+    assert!(run(&["--pcap", "ng"]).contains("pcapng"));
 }
