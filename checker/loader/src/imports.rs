@@ -145,7 +145,6 @@ impl Imports {
 
 /// What a host function can do with the window that called it. Every access is a copy, checked against the window; the handler's
 /// code-pointer table is never written.
-#[derive(Debug)]
 pub struct CallContext<'a> {
     window: &'a Inner,
     cx: *mut Context,

@@ -93,6 +93,7 @@ mod jumps;
 mod memory;
 mod pages;
 mod report;
+mod show;
 mod signal;
 mod thread;
 mod time;

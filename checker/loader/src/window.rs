@@ -75,7 +75,6 @@ impl<'a> From<&'a [u8]> for Arg<'a> {
 }
 
 /// The part of a window that running calls refer to.
-#[derive(Debug)]
 pub struct Inner {
     /// Never used for another window, or for this one with another limit.
     pub id: u64,
@@ -104,7 +103,6 @@ pub struct Inner {
 /// A handler's memory and a way to call it.
 ///
 /// `&mut` on the calling methods is the lock of DESIGN §2: one invocation at a time. A window can be moved to other threads.
-#[derive(Debug)]
 pub struct Window {
     inner: Box<Inner>,
     /// Bytes of the argument area in use by [`Window::place`], from its start.

@@ -90,21 +90,18 @@ pub struct ImportName {
 }
 
 /// A sub-table: displacement of its first slot, text offset or trap of each listed slot.
-#[derive(Debug)]
 pub(crate) struct SubSlots {
     pub base: u32,
     pub slots: Vec<Slot>,
 }
 
 /// Initial bytes of a writable region.
-#[derive(Debug)]
 pub(crate) struct Initial {
     pub start: u32,
     pub bytes: Box<[u8]>,
 }
 
 /// A reservation whose tables are written and sealed; no region of it is mapped.
-#[derive(Debug)]
 pub(crate) struct Spare {
     pub pages: Pages,
     /// Address of window offset 0.
@@ -114,7 +111,6 @@ pub(crate) struct Spare {
 }
 
 /// A checked, mapped image. Many windows can be made from one; they share text and read-only data.
-#[derive(Debug)]
 pub struct Image {
     id: u64,
     options: LoadOptions,

@@ -31,7 +31,7 @@ pub enum Start {
 }
 
 /// What is kept of the native stack at a fault. No host address: return addresses into text are kept as text offsets, nothing else is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Trace {
     pub image: Arc<Image>,
     /// Memory that the host had shared.

@@ -383,3 +383,17 @@ fn threads_and_the_fast_window_report_alike() {
         });
     });
 }
+
+/// What a host logs: `unwrap`, or an error that `main` returns.
+#[test]
+fn debug_forms_are_short_and_have_no_host_address() {
+    let image = Image::named("demo", &builder().build().file, &options()).expect("loads");
+    let mut window = Window::new(&image, &imports()).expect("window");
+    let error = window.call("load", &[Arg::Int(0)]).expect_err("a null pointer");
+    let base = window.bytes(DATA, 1).expect("data").as_ptr() as u64 - u64::from(DATA);
+    let hidden = [image.text_address(), base].map(|address| address.to_string());
+    for shown in [format!("{image:?}"), format!("{window:?}"), format!("{error:?}")] {
+        assert!(shown.len() < 1500 && shown.contains("Image {"), "{shown}");
+        assert!(!hidden.iter().any(|address| shown.contains(address)), "{shown}");
+    }
+}
