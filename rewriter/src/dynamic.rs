@@ -23,7 +23,7 @@ const FEW: i32 = 512;
 const MANY: i32 = 4096;
 
 /// An upper bound of the bytes of stack arguments that calls after an allocation pass: what is pushed, and either what is stored above rsp or
-/// the room that is made for a call. Of room beyond [`FEW`] bytes, which is an allocation of a constant size, it is one only where something
+/// the room that is made for a call. Of room beyond `FEW` bytes, which is an allocation of a constant size, it is one only where something
 /// is copied as a whole; no compiler stores so many words one by one.
 #[must_use]
 pub fn argument_bytes(body: &Body) -> i32 {

@@ -1,4 +1,41 @@
 //! Rewrites ordinary ELF objects into sealed images. `DESIGN.md` lists the phases with their files.
+//!
+//! The way in is [`rewrite`] with [`Options`]; what comes out is checked already, and the crate `cordon-loader` checks it again and runs it. The
+//! modules are public for tests and tools of this workspace.
+//!
+//! ```
+//! use cordon_loader::{Arg, Error, FaultKind, Image, Imports, LoadOptions, Window};
+//! use cordon_rewriter::{Options, object::Input, rewrite};
+//! use std::process::Command;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let (source, object) = (folder.path().join("rows.c"), folder.path().join("rows.o"));
+//! std::fs::write(&source, "
+//!     extern long price(long id);
+//!     long handler(const long *ids, long n) { long sum = 0; while (n-- > 0) sum += price(ids[n]); return sum; }
+//! ")?;
+//! assert!(Command::new("gcc").args(["-O2", "-c", "-o"]).arg(&object).arg(&source).status()?.success());
+//!
+//! let input = Input { name: "rows.o".into(), bytes: std::fs::read(&object)? };
+//! // What nobody defines is refused, with its place.
+//! let refusals = rewrite(&[input.clone()], &Options::default()).expect_err("nobody defines price");
+//! assert_eq!((refusals.0[0].code, refusals.0[0].place.symbol.as_deref()), ("undefined-symbol", Some("handler")));
+//! let options = Options { imports: vec!["price".into()], ..Options::default() };
+//! let rewritten = rewrite(&[input], &options)?;
+//!
+//! let image = Image::from_bytes(&rewritten.image, &LoadOptions::default())?;
+//! let imports = Imports::new().function("price", |_, [id, ..]| 10 * id);
+//! let mut window = Window::new(&image, &imports)?;
+//! let ids: Vec<u8> = [1_u64, 2, 3].iter().flat_map(|id| id.to_le_bytes()).collect();
+//! assert_eq!(window.call("handler", &[Arg::Bytes(&ids), Arg::Int(3)])?, 60);
+//! // A wrong pointer ends the call, not the host; the window goes on.
+//! let Err(Error::Fault(fault)) = window.call("handler", &[Arg::Int(0), Arg::Int(3)]) else { panic!("null was read") };
+//! assert_eq!((fault.kind, fault.function().map(|f| f.0)), (FaultKind::NullZone, Some("handler")));
+//! assert_eq!(window.call("handler", &[Arg::Bytes(&ids), Arg::Int(1)])?, 10);
+//! # Ok(())
+//! # }
+//! ```
 
 use cordon_checker::Mode;
 
@@ -39,11 +76,14 @@ pub mod values;
 pub struct Options {
     /// Functions that the host may call; empty = every global function of the objects named as such.
     pub entries: Vec<String>,
-    /// Names that the host provides; undefined references to other names are refused.
+    /// Functions that the host provides; undefined references to other names are refused.
     pub imports: Vec<String>,
-    /// Heap, argument area and data stack in bytes (rounded up to pages).
+    /// Bytes of the heap, rounded up to pages (4 KiB), as are the other areas: `__cordon_heap_start` … `__cordon_heap_end`. With them and what the
+    /// objects have, handler memory ends below 2 GiB.
     pub heap: u32,
+    /// Bytes of the area where the host places arguments: `__cordon_arg_start` … `__cordon_arg_end`. With 0 it can place none.
     pub argument: u32,
+    /// Bytes of the data stack, where everything lies that code addresses through rsp; at least 1, for the kernel at most 64 KiB.
     pub stack: u32,
     /// Keep the two stacks apart by a displacement, at 3 bytes of text for most accesses to the stack: only the window at base 0 wants
     /// that, for the sake of Zen's way predictor (DESIGN §4); others are apart by their base.
@@ -106,8 +146,9 @@ pub struct Stats {
     pub text_in: usize,
     /// Bytes of the new text.
     pub text_out: usize,
-    /// Main-table slots in use and jump tables.
+    /// Slots of the main table in use.
     pub slots: usize,
+    /// Jump tables, each counted once for every copy of the code that jumps through it.
     pub tables: usize,
 }
 

@@ -21,8 +21,11 @@ use std::collections::BTreeSet;
 
 /// Rewrites objects and archives into one image and runs the checker on it.
 ///
+/// The order of `inputs` counts as for a linker. The crate's documentation has an example.
+///
 /// # Errors
-/// Everything that cannot be done safely and faithfully, each with its place.
+/// Everything that cannot be done safely and faithfully, each with its place; [`Diagnostic::code`] is `internal` for what only a bug of
+/// the rewriter can cause.
 pub fn rewrite(inputs: &[Input], options: &Options) -> Result<Rewritten, Refusals> {
     rewrite_watched(inputs, options, &Progress::default())
 }

@@ -2,6 +2,18 @@
 //! segments in regions of their kind, the layout is valid for the host's policy (DESIGN §9). For hosts without std; it allocates nothing
 //! and copies nothing.
 //!
+//! ```
+//! use cordon_checker::{Policy, check};
+//! use cordon_image::{Image, ImageError};
+//!
+//! /// What a host does before it maps anything: container and layout here, then the text.
+//! fn accepted(file: &[u8], scratch: &mut [u64]) -> Result<bool, ImageError> {
+//!     let image = Image::read(file, &Policy::USER)?;
+//!     Ok(check(image.text, &Policy::USER, &image.note.layout, scratch).is_ok())
+//! }
+//! assert!(matches!(accepted(b"\x7fELF and nothing else", &mut []), Err(ImageError::Format(_))));
+//! ```
+//!
 //! Everything in the file is untrusted. What only reports need (symbols, maps, line tables) is not looked at.
 #![no_std]
 #![forbid(unsafe_code)]

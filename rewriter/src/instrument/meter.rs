@@ -3,7 +3,7 @@
 //! METER stands at every place that calls, tables or the host enter, behind every hint and at every target of a backward branch; so no cycle is
 //! without one, and between them control only goes forward. It charges for the longest way from there to the next METER or out of the function,
 //! by the checker's own accounting. A way that leaves early has paid too much: where the longer side of a branch costs more than
-//! [`SLACK`] beyond twice the shorter one, it gets a METER of its own.
+//! `SLACK` beyond twice the shorter one, it gets a METER of its own.
 
 use super::code::{Code, Item, Op};
 use super::known::compared;

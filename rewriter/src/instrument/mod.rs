@@ -1,7 +1,7 @@
 //! Phase 7b: the checks that the modes ask for, put into the planned code of one body at a time (DESIGN §7, §8), and explicit masks ([`mask`]).
 //!
 //! The plan's bytes are taken apart into items ([`code`]), liveness is refined to them ([`live`]), the checker's knowledge of registers is solved
-//! ([`known`]), checks are put where it does not suffice ([`need`], [`check`], [`hoist`]), and the items become pieces again, with a stub for every
+//! ([`known`]), checks are put where it does not suffice ([`mod@need`], [`check`], [`hoist`]), and the items become pieces again, with a stub for every
 //! check placed where no control passes.
 
 pub mod check;

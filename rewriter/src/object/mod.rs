@@ -23,8 +23,9 @@ use crate::program::Program;
 /// A file given to the rewriter: an object or an archive.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// As diagnostics name it.
+    /// As diagnostics and the image name it; a path, if tools are to find the original again.
     pub name: String,
+    /// The whole file.
     pub bytes: Vec<u8>,
 }
 
