@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +20,10 @@ const USER_END: u64 = 1 << 47;
 const RANDOM_FROM: u64 = 1 << 33;
 /// Draws before giving up; each one fails only if the range is taken.
 const DRAWS: u32 = 256;
+/// Most bytes that are left for the main thread's stack, if its limit is more or none.
+const MOST_STACK: u64 = 64 << 30;
+/// What the kernel keeps free below a stack (`stack_guard_gap`, 256 pages by default).
+const STACK_GAP: u64 = 1 << 20;
 
 /// How a page may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +80,11 @@ impl Pages {
     /// # Errors
     /// [`Error::Memory`] if no free range was found or the kernel gave no random bytes.
     pub fn reserve_random(len: u64, step: u64, offset: u64, access: Access) -> Result<Pages, Error> {
+        let stack = main_stack();
         for _ in 0..DRAWS {
             let start = (random()? % (USER_END / step) * step).wrapping_add(offset);
-            if start < RANDOM_FROM || start.checked_add(len).is_none_or(|end| end > USER_END - PAGE) {
+            let Some(end) = start.checked_add(len) else { continue };
+            if start < RANDOM_FROM || end > USER_END - PAGE || start < stack.end && stack.start < end {
                 continue;
             }
             if let Some(pages) = Pages::reserve_at(start, len, access)? {
@@ -231,6 +238,17 @@ impl Pages {
     }
 }
 
+/// Where the stack of the main thread lies and may grow to. Nothing is mapped in most of it, so the kernel would give it away, and the host
+/// would die of a stack overflow when it needs it.
+fn main_stack() -> Range<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes `limit` only; getauxval has no preconditions. The name of the program lies on the stack's last page (execve).
+    let (failed, name) = unsafe { (libc::getrlimit(libc::RLIMIT_STACK, &raw mut limit) != 0, libc::getauxval(libc::AT_EXECFN)) };
+    let size = if failed { MOST_STACK } else { limit.rlim_cur.min(MOST_STACK) };
+    let end = name.next_multiple_of(PAGE);
+    end.saturating_sub(size + STACK_GAP)..end
+}
+
 /// A sealed memory file: bytes that every window of an image maps read-only.
 #[derive(Debug)]
 pub struct SharedBytes {
@@ -350,6 +368,22 @@ const fn size(len: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stack_of_the_main_thread_has_room_to_grow() {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("readable");
+        let line = maps.lines().find(|line| line.ends_with("[stack]")).expect("there is one");
+        let (start, rest) = line.split_once('-').expect("a range");
+        let number = |text| u64::from_str_radix(text, 16).expect("an address");
+        let (start, end) = (number(start), number(rest.split(' ').next().expect("its end")));
+        let stack = main_stack();
+        assert_eq!(stack.end, end);
+        assert!(stack.start <= start && end - stack.start > STACK_GAP, "{stack:x?}");
+        // With this step every draw gives the same address.
+        let at = |start| Pages::reserve_random(PAGE, USER_END, start, Access::None).map(|pages| pages.start());
+        assert!(at(stack.start).is_err() && at(start - PAGE).is_err());
+        assert_eq!(at(stack.start - PAGE).ok(), Some(stack.start - PAGE));
+    }
 
     #[test]
     fn a_gap_that_a_failed_mapping_leaves_is_closed() {
