@@ -70,7 +70,8 @@
 //!   thread.
 //! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
 //!   nearly full.
-//! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]).
+//! * A signal handler on the alternate stack cannot call a window ([`Error::SignalStack`]). Another one can, if it may allocate memory: a call
+//!   may want a native stack of its own, and errors are allocated.
 //! * Host functions that write to files or pipes for a handler must survive SIGXFSZ and SIGPIPE ([`survive_failing_writes`]).
 //! * Sampling profilers that follow rbp see a handler's values there.
 //! * Handlers may import `cordon.setjmp` and `cordon.longjmp`, which the loader serves itself. A jump to a function that has returned, or

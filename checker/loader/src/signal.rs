@@ -84,11 +84,8 @@ fn take_fault(signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::m
         return true;
     }
     let cx = thread::current();
-    // SAFETY: not null means a running invocation of this thread, whose context stays mapped.
-    let Some(cx) = (unsafe { cx.as_mut() }) else { return false };
-    if !may_end_at(cx, rip) {
-        return false;
-    }
+    // SAFETY: not null means a context that stays mapped, of a running invocation of this thread if it has text at `rip`.
+    let Some(cx) = (unsafe { cx.as_ref().filter(|cx| may_end_at(cx, rip)).and(cx.as_mut()) }) else { return false };
     record(cx, signal, info, machine);
     redirect(cx, machine, stop::FAULT);
     true
@@ -104,9 +101,9 @@ fn may_end_at(cx: &Context, rip: u64) -> bool {
 /// # Safety
 /// `cx` is null or the current context of this thread, and the arguments are those of its signal handler.
 pub unsafe fn end_late(cx: *mut Context, signal: libc::c_int, info: &libc::siginfo_t, machine: &mut libc::mcontext_t) {
-    // SAFETY: the caller's promise: a running invocation's context stays mapped.
-    let Some(cx) = (unsafe { cx.as_mut() }) else { return };
-    if may_end_at(cx, machine.gregs[libc::REG_RIP as usize].cast_unsigned()) {
+    let rip = machine.gregs[libc::REG_RIP as usize].cast_unsigned();
+    // SAFETY: the caller's promise, and as in `take_fault`.
+    if let Some(cx) = unsafe { cx.as_ref().filter(|cx| may_end_at(cx, rip)).and(cx.as_mut()) } {
         record(cx, signal, info, machine);
         redirect(cx, machine, stop::TIME);
     }

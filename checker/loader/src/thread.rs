@@ -109,6 +109,16 @@ thread_local! {
     static OWNED: RefCell<Owned> = const { RefCell::new(Owned { idle: Vec::new(), signal_stack: None }) };
 }
 
+/// What runs while a call picks its native stack: nothing that a signal could end, but what a signal handler of the host calls meanwhile takes
+/// another stack.
+struct Picking(UnsafeCell<Context>);
+
+// SAFETY: nobody writes it but ticks its clock, of which every word is atomic.
+unsafe impl Sync for Picking {}
+
+// SAFETY: all bytes zero are a context: numbers and atomics. It has no text, no limit and no outer one.
+static PICKING: Picking = Picking(UnsafeCell::new(unsafe { std::mem::zeroed() }));
+
 /// What is unmapped when the thread ends.
 struct Owned {
     #[expect(clippy::vec_box, reason = "boxes move to and from `Local::last` as they are")]
@@ -162,12 +172,27 @@ pub fn local() -> Result<&'static Local, Error> {
     Ok(local)
 }
 
+/// Without signals meanwhile: the handler of one could call a window, and would set up everything as well.
 #[cold]
 fn set_up(local: &Local) -> Result<(), Error> {
+    // SAFETY: the sets are valid for both calls; the mask that is found comes back.
+    unsafe {
+        let (mut all, mut found): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut found);
+        let done = if local.ready.get() { Ok(()) } else { set_up_quietly(local) };
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const found, ptr::null_mut());
+        if done.is_ok() {
+            unblock(&crate::signal::SIGNALS);
+        }
+        done
+    }
+}
+
+fn set_up_quietly(local: &Local) -> Result<(), Error> {
     crate::signal::install();
     clear_segment_selector();
     crate::time::install();
-    unblock(&crate::signal::SIGNALS);
     // A destructor of a thread variable may call a window when ours is gone already; nothing could then own what is set up here.
     if OWNED.try_with(|_| ()).is_err() {
         return Err(Error::Internal("a window was entered while its thread ends"));
@@ -250,12 +275,14 @@ impl Local {
         (!last.is_null()).then(|| unsafe { Box::from_raw(last) })
     }
 
-    /// The native stack of `size` bytes for an outermost invocation. It stays the thread's: whoever runs on it says so in `current`.
+    /// The native stack of `size` bytes for an outermost invocation. It stays the thread's: whoever runs on it says so in `current`, and from
+    /// here until then something else is said there: a call that came in between could give the stack away.
     ///
     /// # Errors
     /// [`Error::Memory`] if a new one cannot be mapped.
     #[inline]
     pub fn stack(&self, size: u64) -> Result<*const NativeStack, Error> {
+        self.arrive(PICKING.0.get());
         let last = self.last.get();
         // SAFETY: not null means a box that lives until it is taken out.
         match unsafe { last.as_ref() } {
@@ -266,9 +293,16 @@ impl Local {
 
     #[cold]
     fn change_stack(&self, size: u64) -> Result<*const NativeStack, Error> {
-        let stack = self.take_other(size, self.take_last())?;
-        self.last.set(Box::into_raw(stack));
-        Ok(self.last.get())
+        match self.take_other(size, self.take_last()) {
+            Ok(stack) => {
+                self.last.set(Box::into_raw(stack));
+                Ok(self.last.get())
+            }
+            Err(error) => {
+                self.leave(ptr::null_mut());
+                Err(error)
+            }
+        }
     }
 
     /// A native stack of `size` bytes that no running invocation uses, for a nested one.
@@ -280,8 +314,9 @@ impl Local {
     }
 
     fn take_other(&self, size: u64, unfit: Option<Box<NativeStack>>) -> Result<Box<NativeStack>, Error> {
+        // The thread that was interrupted may be right here, or may be ending: then a stack is mapped for this call only.
         let found = OWNED.try_with(|owned| {
-            let idle = &mut owned.borrow_mut().idle;
+            let idle = &mut owned.try_borrow_mut().ok()?.idle;
             idle.extend(unfit);
             let found = idle.iter().rposition(|stack| stack.size == size).map(|at| idle.remove(at));
             let surplus = idle.len().saturating_sub(IDLE_LIMIT);
@@ -296,8 +331,8 @@ impl Local {
 
     /// Keeps the stack of a nested invocation for the next one.
     pub fn give_back(&self, stack: Box<NativeStack>) {
-        // A thread that is ending just unmaps it.
-        let _ = OWNED.try_with(|owned| owned.borrow_mut().idle.push(stack));
+        // A thread that is ending, or was interrupted in `take_other`, just unmaps it.
+        let _ = OWNED.try_with(|owned| owned.try_borrow_mut().map(|mut owned| owned.idle.push(stack)));
     }
 }
 

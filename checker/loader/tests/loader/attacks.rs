@@ -7,6 +7,7 @@ use cordon_checker::layout::{Region, RegionKind, Slot};
 use cordon_checker::note::{NoteError, NoteSpec};
 use cordon_loader::{Arg, Error, FaultKind, Image, Imports, LoadOptions, Window};
 use std::cell::RefCell;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -230,6 +231,54 @@ fn calls_inside_signal_handlers_change_no_call_that_they_interrupt() {
             }
         });
         assert!(INTERRUPTIONS.load(Ordering::Relaxed) > 100, "hardly interrupted");
+    });
+}
+
+/// The same where every call changes the native stack for one of another size: a stack is never given to two calls at a time.
+#[test]
+fn calls_inside_signal_handlers_take_native_stacks_of_their_own() {
+    in_child("attacks::calls_inside_signal_handlers_take_native_stacks_of_their_own", || {
+        const SOURCE: &str = ".globl add\nadd: mov %gs:0x200000,%rax; add %rdi,%rax; ret
+            .globl f\nf: push %rdi; push %rbx; mov $3,%ebx; IMPORT 0; add %rbx,%rax; pop %rbx; pop %rdi; add %rdi,%rax; ret";
+        let window = |stack: u32, imports: &Imports| {
+            let mut window = Builder::new(SOURCE).imports(&["again"]).stack(stack).window_with(imports);
+            window.write(HEAP, &1000_u64.to_le_bytes()).expect("writes");
+            window
+        };
+        let none = Imports::new().function("again", |_, _| 0);
+        TARGET.with(|w| *w.borrow_mut() = Some(window(0x2_0000, &none)));
+        // Another window of the same stack size as the one that the signal handler calls.
+        let inner = Mutex::new(window(0x2_0000, &none));
+        let imports = Imports::new().function("again", move |_, [n, ..]| {
+            inner.lock().expect("nothing panics").call("f", &[Arg::Int(n)]).expect("returns")
+        });
+        let mut windows = [0x1_0000, 0x2_0000, 0x3_0000].map(|stack| window(stack, &imports));
+        // SAFETY: as above; it interrupts what has the window of the host function, but calls another one.
+        let thread = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_interruption as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::raise(libc::SIGUSR2), 0);
+            libc::pthread_self()
+        };
+        let started = Instant::now();
+        let running = || started.elapsed() < Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while running() {
+                    // SAFETY: the thread waits for this one at the end of the scope.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut rounds = 0;
+            while running() {
+                rounds += 1;
+                for window in &mut windows {
+                    assert_eq!(window.call("f", &[Arg::Int(rounds)]).expect("returns"), 2 * (rounds + 3));
+                }
+            }
+        });
     });
 }
 
