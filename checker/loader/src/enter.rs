@@ -188,8 +188,8 @@ unsafe fn enter_on(
 ) -> Result<(), Error> {
     // SAFETY: the caller's promise.
     let cx = unsafe { (*stack).context() };
-    local.arrive(cx);
-    // SAFETY: the context belongs to the native stack, so nothing else refers to it.
+    // SAFETY: the context belongs to the native stack, so nothing else refers to it; `outer` is null or an invocation further up this thread's
+    // stack.
     let flags = unsafe {
         if (*cx).owner != window.id {
             window.fill(&mut *cx, &*stack);
@@ -197,19 +197,19 @@ unsafe fn enter_on(
         (*cx).target = target;
         (*cx).clock.begin();
         // The base that an entry inside another one finds is the outer one's, even if an earlier exit from this stack left the same.
-        (*cx).standing & if outer.is_null() { u32::MAX } else { !flag::KEEP_GS }
+        let flags = (*cx).standing & if outer.is_null() { u32::MAX } else { !flag::KEEP_GS };
+        (*cx).flags = flags;
+        if flags & flag::METERED != 0 {
+            let fuel = window.tank.allowed(outer);
+            ((*cx).fuel_limit, (*cx).frame.fuel) = (fuel, fuel);
+        }
+        flags
     };
+    local.arrive(cx);
     let watched = local.timer.watch(window.limit.period);
     if watched.is_err() {
         local.leave(outer);
         return watched;
-    }
-    if flags & flag::METERED != 0 {
-        // SAFETY: `outer` is null or an invocation further up this thread's stack, and the context is this invocation's.
-        unsafe {
-            let fuel = window.tank.allowed(outer);
-            ((*cx).fuel_limit, (*cx).frame.fuel) = (fuel, fuel);
-        }
     }
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.

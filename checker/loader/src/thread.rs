@@ -254,10 +254,10 @@ impl Local {
         at.wrapping_sub(self.signal_stack.get()) < SIGNAL_STACK
     }
 
-    /// Says which invocation runs, before anything of its context changes and before anything looks at it: a signal handler of the host that
-    /// calls a window from now on takes another stack.
+    /// Says which invocation runs, when its context is filled in: its limits hold for what a signal handler of the host calls from now on.
     #[inline]
     pub fn arrive(&self, innermost: *mut Context) {
+        compiler_fence(Ordering::SeqCst);
         self.current.set(innermost);
         compiler_fence(Ordering::SeqCst);
     }

@@ -8,7 +8,7 @@ use cordon_checker::note::{NoteError, NoteSpec};
 use cordon_loader::{Arg, Error, FaultKind, Image, Imports, LoadOptions, Window};
 use std::cell::RefCell;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a small file may cost at most; each of these attacks took minutes, or all memory, before.
@@ -279,6 +279,57 @@ fn calls_inside_signal_handlers_take_native_stacks_of_their_own() {
                 }
             }
         });
+    });
+}
+
+/// A call that has limits is running.
+static LIMITED: AtomicBool = AtomicBool::new(true);
+
+extern "C" fn on_metered_interruption(_: libc::c_int) {
+    if LIMITED.load(Ordering::SeqCst) {
+        return;
+    }
+    let called = call("pay");
+    INTERRUPTIONS.fetch_add(1, Ordering::Relaxed);
+    assert!(matches!(called, Ok(5) | Err(Error::SignalStack)), "{called:?}");
+}
+
+/// What an earlier call on the same native stack had met is nothing to a call from a signal handler: the one that it interrupts has not.
+#[test]
+fn calls_inside_signal_handlers_meet_no_limit_of_a_call_that_is_over() {
+    in_child("attacks::calls_inside_signal_handlers_meet_no_limit_of_a_call_that_is_over", || {
+        let metered = Builder::new(".globl pay\npay: METER 4, 9f; mov $5,%eax; ret\n9: ud2").metered();
+        let mut starving = metered.window();
+        starving.set_fuel(Some(3)).expect("metered");
+        TARGET.with(|w| *w.borrow_mut() = Some(metered.window()));
+        let mut plain = Builder::new(".globl f\nf: mov $7,%eax; ret").window();
+        // SAFETY: the handler calls nothing that the code below may have left half done; nothing else uses the signal.
+        let thread = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_metered_interruption as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+            libc::pthread_self()
+        };
+        assert_eq!(plain.call("f", &[]).expect("returns"), 7);
+        let started = Instant::now();
+        let running = || started.elapsed() < Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while running() {
+                    // SAFETY: the thread waits for this one at the end of the scope.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            while running() {
+                LIMITED.store(true, Ordering::SeqCst);
+                let fault = starving.call("pay", &[]).expect_err("out of fuel");
+                assert_eq!(fault.fault().map(|fault| fault.kind), Some(FaultKind::Fuel), "{fault}");
+                LIMITED.store(false, Ordering::SeqCst);
+                assert_eq!(plain.call("f", &[]).expect("returns"), 7);
+            }
+        });
+        assert!(INTERRUPTIONS.load(Ordering::Relaxed) > 0, "never interrupted");
     });
 }
 
