@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const MOST_LINES: usize = 800;
 
@@ -115,4 +116,23 @@ fn path_words_are_found_in_backticks_and_links() {
     let text = "See `src/a.rs` and [b](doc/b.md#part), `a / b`, `x.y`, `lib/`.\n```\n`c.rs`\n```\n`--out d.rs`, `d.rs`";
     let words: Vec<String> = paths(text, &["rs", "md"]).into_iter().map(|(_, w)| w).collect();
     assert_eq!(words, ["src/a.rs", "lib/", "doc/b.md", "d.rs"]);
+}
+
+/// Some of them run for hours.
+#[test]
+fn scripts_say_what_they_do_before_they_do_it() {
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir(root().join("scripts")).expect("readable folder") {
+        let path = entry.expect("readable entry").path();
+        let text = fs::read_to_string(&path).expect("UTF-8 script");
+        let Some(first) = text.strip_prefix("#!/usr/bin/env bash\n# ").and_then(|rest| rest.lines().next()) else { continue };
+        // The line alone decides, so that a script without it runs nothing here.
+        let answers =
+            text.lines().find(|line| !line.starts_with('#')).is_some_and(|line| line.starts_with("case ${1:-} in -h | --help)"));
+        let output = answers.then(|| Command::new(&path).arg("--help").output().expect("starts"));
+        if !output.is_some_and(|o| o.status.success() && String::from_utf8_lossy(&o.stdout).starts_with(first)) {
+            wrong.push(short(&path));
+        }
+    }
+    report("scripts without --help", &wrong);
 }

@@ -51,7 +51,7 @@ struct cordon_report {
     uint32_t instructions; /* accepted: number of instruction starts */
 };
 
-/* The policies that the checker calls default. */
+/* The policies that the checker calls default. An unknown host is left in the policy, which cordon_check then refuses. */
 struct cordon_policy cordon_default_policy(uint32_t host);
 
 /* Scratch words that cordon_check needs. */

@@ -317,6 +317,14 @@ pub fn load_failure(path: &Path, file: &[u8], error: &Error) -> Failure {
             let note = split(file).ok().and_then(|parts| Note::parse(parts.note).ok());
             one(Exit::Refused, "mode", note.map_or_else(|| error.to_string(), |note| check::proves_less(&note)))
         }
+        Error::Host(_) | Error::Layout(LayoutError::Host) => {
+            one(Exit::Refused, "wrong-host", format!("{error}; images of the kernel are run by cordon insert"))
+        }
+        Error::MissingImport(_) => one(
+            Exit::Refused,
+            "missing-import",
+            format!("{error}: cordon run has no host functions; a program that has them uses cordon-loader"),
+        ),
         Error::Format { .. } | Error::Note(_) => one(Exit::Refused, "not-an-image", error.to_string()),
         _ => one(Exit::Refused, "refused", error.to_string()),
     }

@@ -319,3 +319,18 @@ fn words_that_would_do_nothing_are_usage_errors() {
     desk.write("ng", b"\x0a\x0d\x0d\x0a and more");
     assert!(run(&["--pcap", "ng"]).contains("pcapng"));
 }
+
+#[test]
+fn images_that_need_another_host_say_which() {
+    let desk = Desk::new();
+    desk.object("asks", "extern long price(long); long handler(long x) { return price(x) + 1; }");
+    assert_eq!(desk.cordon(&["rewrite", "asks.o", "-o", "asks.cordon", "--import", "price"]).status.code(), Some(0));
+    desk.object("kernel", ADD);
+    assert_eq!(desk.cordon(&["rewrite", "kernel.o", "-o", "kernel.cordon", "--host", "kernel"]).status.code(), Some(0));
+    for (image, code, words) in [("asks", "missing-import", "cordon-loader"), ("kernel", "wrong-host", "cordon insert")] {
+        let output = desk.cordon(&["run", &format!("{image}.cordon"), "--format", "json"]);
+        let error = &json(&output)["error"];
+        assert_eq!((output.status.code(), &error["code"]), (Some(1), &code.into()), "{output:?}");
+        assert!(error["message"].as_str().is_some_and(|m| m.contains(words)), "{error}");
+    }
+}
