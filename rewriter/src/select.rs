@@ -321,6 +321,7 @@ impl Selector<'_> {
             let place = self.program.place(section, offset);
             let message = match instrumented_by(name) {
                 Some(flag) => format!("`{name}` is defined nowhere: the object was compiled with {flag}; compile it without"),
+                None if name == "main" => "`main` is defined nowhere: one of the inputs of a whole program must have it".into(),
                 None if how == Use::Data => {
                     format!(
                         "`{name}` is defined nowhere and is data here, which no host provides: define it; with --import {name} such accesses fault"

@@ -51,8 +51,8 @@ fn parse_variable(text: OsString) -> Result<OsString, &'static str> {
     }
 }
 
-/// Runs the program to its end and ends this process as it did; standard output is the program's alone, so that a report in JSON goes to
-/// standard error.
+/// Runs the program to its end and ends this process as it did; standard output is the program's alone, so that JSON goes to standard error,
+/// whether the program ended by itself or not.
 pub fn execute(args: &Args, image: &Arc<Image>, file: &[u8]) -> Failure {
     if !args.arg.is_empty() || args.input.is_some() || args.pcap.is_some() || !args.share.is_empty() || args.repeat != 1 {
         return Failure::usage(
@@ -70,7 +70,7 @@ pub fn execute(args: &Args, image: &Arc<Image>, file: &[u8]) -> Failure {
     };
     match cordon_process::run(image, &settings) {
         Ok(end) => finish(args.format, end),
-        Err(error) => failure(args, file, &error),
+        Err(error) => Failure { aside: true, ..failure(args, file, &error) },
     }
 }
 

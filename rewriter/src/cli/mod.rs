@@ -47,7 +47,8 @@ Exit codes:
   4  the handler was stopped (fault, stray access, limit)
 cordon run of a whole program that ended by itself: its own status, or 128 + n for signal n.
 
-With --format json every command prints exactly one JSON object on standard output. A failure has `error` with `code`,
+With --format json every command prints exactly one JSON object on standard output (for a whole program that runs, on
+standard error, where it is the last line). A failure has `error` with `code`,
 `message` and the fields that the text form shows, and `errors` with all of them.";
 
 #[derive(Debug, Parser)]

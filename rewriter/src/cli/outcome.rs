@@ -144,12 +144,14 @@ impl From<Diagnostic> for Problem {
 pub struct Failure {
     pub exit: Exit,
     pub problems: Vec<Problem>,
+    /// Standard output is a whole program's, so that JSON too goes to standard error.
+    pub aside: bool,
 }
 
 impl Failure {
     /// A failure with one problem.
     pub fn one(exit: Exit, problem: Problem) -> Failure {
-        Failure { exit, problems: vec![problem] }
+        Failure { exit, problems: vec![problem], aside: false }
     }
 
     /// Wrong arguments.
@@ -162,14 +164,15 @@ impl Failure {
         Failure::one(Exit::Usage, Problem::with_file(path, "file", format!("cannot {what}: {error}")))
     }
 
-    /// Prints the problems: text on standard error (the first [`MOST_SHOWN`] of them), JSON on standard output.
+    /// Prints the problems: text on standard error (the first [`MOST_SHOWN`] of them), JSON on standard output (but see `aside`).
     pub fn print(&self, format: Format) -> Exit {
         match format {
             Format::Text => emit(&mut io::stderr().lock(), &printable(&self.text()), self.exit),
             Format::Json => {
                 let errors: Vec<Value> = self.problems.iter().map(Problem::json).collect();
                 let object = json!({ "error": errors.first(), "errors": errors });
-                emit(&mut io::stdout().lock(), &format!("{object}\n"), self.exit)
+                let stream: &mut dyn io::Write = if self.aside { &mut io::stderr().lock() } else { &mut io::stdout().lock() };
+                emit(stream, &format!("{object}\n"), self.exit)
             }
         }
     }
@@ -195,7 +198,7 @@ impl From<Refusals> for Failure {
         // What only a bug of the rewriter can say is not the input's fault.
         let internal = refusals.0.iter().any(|refusal| refusal.code == "internal");
         let exit = if internal { Exit::Internal } else { Exit::Refused };
-        Failure { exit, problems: refusals.0.into_iter().map(Problem::from).collect() }
+        Failure { exit, problems: refusals.0.into_iter().map(Problem::from).collect(), aside: false }
     }
 }
 

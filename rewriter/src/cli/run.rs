@@ -33,7 +33,8 @@ const MOST_ARGUMENTS: usize = 6;
 ///
 /// A whole program (an image with the entry `_start` that makes system calls, as `cordon cc` makes them) is started with the arguments behind
 /// `--`. It has the standard streams, the folders given with --dir, a heap, clocks and random numbers, no threads, processes or network; its exit
-/// status is this command's exit code, or 128 + n if it ended itself by signal n.
+/// status is this command's exit code, or 128 + n if it ended itself by signal n. With --format json the last line of standard error is an
+/// object that says how it ended, `exit`, `signal` or `error`: standard output is the program's alone.
 ///
 /// An image that counts its instructions (`rewrite --fuel`) gives a line `fuel = N` too: what all calls used.
 ///

@@ -69,7 +69,12 @@ pub(super) fn role(section: Traits) -> Role {
         return Role::Dropped;
     }
     if !has(elf::SHF_ALLOC) {
-        return if has(elf::SHF_EXECINSTR) {
+        return if has(elf::SHF_EXECINSTR) && section.name == ".note.GNU-stack" {
+            Role::Refused(
+                "executable-stack",
+                "the object wants an executable stack (for nested functions whose address is taken): code made at run time cannot be checked",
+            )
+        } else if has(elf::SHF_EXECINSTR) {
             Role::Refused("unallocated-code", "the section holds code but no memory (SHF_EXECINSTR without SHF_ALLOC)")
         } else if DEBUG.contains(&section.name) && section.kind == elf::SHT_PROGBITS {
             Role::Debug
@@ -208,6 +213,7 @@ mod tests {
         };
         assert_eq!(code(traits(".text", A | W | X)), "writable-code");
         assert_eq!(code(traits(".text", X)), "unallocated-code");
+        assert_eq!(code(traits(".note.GNU-stack", X)), "executable-stack");
         assert_eq!(code(Traits { align: 24, ..traits(".data", A | W) }), "bad-alignment");
         assert_eq!(code(Traits { align: 1 << 63, ..traits(".data", A | W) }), "bad-alignment");
         assert_eq!(code(Traits { size: u64::MAX, ..traits(".data", A | W) }), "section-too-large");

@@ -24,3 +24,11 @@ fn wrong_options_are_said_once() {
     let text = stderr(&desk.cordon(&["cc", "main.c", "--heap", "5G"]));
     assert!(text.starts_with("error: invalid value '5G' for '--heap <SIZE>': a size must be less than 2G"), "{text}");
 }
+
+#[test]
+fn a_program_without_main_is_told_so() {
+    let desk = Desk::new();
+    desk.write("part.c", "int part(void) { return 3; }");
+    let text = stderr(&desk.cordon(&["cc", "part.c"]));
+    assert!(text.contains("`main` is defined nowhere: one of the inputs") && !text.contains("--import"), "{text}");
+}

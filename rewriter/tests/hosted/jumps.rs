@@ -70,7 +70,8 @@ fn a_jump_into_a_function_that_has_returned_ends_the_program() {
             }
         }
         let json = run(&desk, "bad_jump.img", &[limit, &["--format", "json"]].concat());
-        let shown = text(&json.stdout);
+        assert!(!text(&json.stdout).contains('{'), "standard output is the program's alone");
+        let shown = text(&json.stderr);
         let report: serde_json::Value = serde_json::from_str(shown.lines().last().expect("a report")).expect("an object");
         let (error, fault) = (&report["error"], &report["error"]["report"]);
         assert_eq!(
