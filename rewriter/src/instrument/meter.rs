@@ -66,7 +66,7 @@ pub fn insert(code: &mut Code, live: &[Live], matched: bool, extra: u32) -> Plan
     let mut meters = ways.required(code, live)?;
     ways.drop_padding(code, &meters);
     ways.balance(live, &mut meters)?;
-    let charges = ways.settle(&meters)?;
+    let charges = ways.settle(live, &mut meters)?;
     let mut edits = ways.align(code, &meters);
     for (at, meter) in meters {
         let charge = charges.charge[&at];
@@ -300,25 +300,43 @@ impl Ways {
     }
 
     /// Charges such that backward branches to places without METER in front bring what the checker has seen there.
-    fn settle(&self, meters: &Meters) -> Planned<Charges> {
-        let mut recorded: BTreeMap<usize, u32> = BTreeMap::new();
-        for _ in 0..ROUNDS {
-            let charges = self.charges(meters, &recorded);
-            let seen = self.seen(meters, &charges);
-            let mut stable = true;
-            for (i, to) in self.jump.iter().enumerate() {
-                if let Some(to) = to.filter(|to| *to <= i)
-                    && seen[to] > recorded.get(&to).copied().unwrap_or(0)
-                {
-                    recorded.insert(to, seen[to]);
-                    stable = false;
+    ///
+    /// What a METER in front of such a place charges for the way back it also charges for the way straight on, and then the way back must bring that as
+    /// well: where the way back is the longer one, this goes on for ever. Ways on to such places get METERs of their own.
+    fn settle(&self, live: &[Live], meters: &mut Meters) -> Planned<Charges> {
+        loop {
+            let mut recorded: BTreeMap<usize, u32> = BTreeMap::new();
+            let mut growing = BTreeSet::new();
+            for _ in 0..ROUNDS {
+                let charges = self.charges(meters, &recorded);
+                let seen = self.seen(meters, &charges);
+                growing = self.jump.iter().enumerate().filter_map(|(i, to)| to.filter(|to| *to <= i)).collect();
+                growing.retain(|to| seen[*to] > recorded.get(to).copied().unwrap_or(0));
+                recorded.extend(growing.iter().map(|to| (*to, seen[*to])));
+                if growing.is_empty() {
+                    return Ok(charges);
                 }
             }
-            if stable {
-                return Ok(charges);
+            let before = meters.len();
+            for to in growing {
+                for at in self.ways_on(to) {
+                    let meter = Meter::keeping(live[at], self.stack_shift)?;
+                    meters.entry(at).or_insert(meter);
+                }
+            }
+            if meters.len() == before {
+                return Err(("internal", "the charges do not settle".into()));
             }
         }
-        Err(("internal", "the charges do not settle".into()))
+    }
+
+    /// Where METERs bound what comes to `to` from in front: between the item before and the marks at `to`, at each jump there, and behind it if it
+    /// is conditional.
+    fn ways_on(&self, to: usize) -> Vec<usize> {
+        let marks = (0..to).rev().take_while(|&i| self.empty[i]).last().unwrap_or(to);
+        let falls = marks > 0 && self.falls[marks - 1];
+        let jumps = (0..to).filter(|&i| self.jump[i] == Some(to)).flat_map(|i| [Some(i), self.falls[i].then_some(i + 1)]);
+        falls.then_some(marks).into_iter().chain(jumps.flatten()).collect()
     }
 
     /// The longest ways, backwards; branches back need what is `recorded`.

@@ -74,6 +74,14 @@ fn a_loop_behind_an_over_alignment_is_reached_through_its_padding() {
     assert_eq!(charges(over_aligned.text()).len(), 5, "the entry, and a loop for each alignment of rsp");
 }
 
+/// gcc -Os (20120427-2.c of its own tests): flags live where two blocks jump back to, and the way back is longer than the way straight on.
+#[test]
+fn a_way_back_longer_than_the_way_on_brings_what_flags_there_cost() {
+    let body = "push %rbx\n1: mov %edi,%ebx\n call host\n cmp %ebx,%eax\n jle 3f\n inc %eax\n2: je 5f\n ud2\n3: jne 4f\n test %eax,%eax\n\
+                jmp 2b\n4: dec %eax\n jmp 2b\n5: cmp $3,%eax\n jne 1b\n pop %rbx\n ret\n";
+    made(body);
+}
+
 #[test]
 fn r14_becomes_a_register_that_the_function_does_not_name() {
     let made = made("push %r14\n mov %rdi,%r14\n mov %r14,%rax\n pop %r14\n ret\n");
