@@ -12,7 +12,7 @@ use crate::transfer;
 use crate::values::{State, Value};
 use foldhash::{HashMap, HashMapExt as _};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which copy of an instruction this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -106,8 +106,9 @@ pub struct Body {
     pub tables: Vec<Table>,
     /// Address-taken labels that an indirect jump of this body may reach (computed goto), ascending.
     pub labels: Vec<u64>,
-    /// Bytes of stack arguments that calls after an `alloca` may pass.
+    /// Most bytes of stack arguments that calls after an `alloca` may pass, and the bytes of each.
     pub dynamic_arguments: i32,
+    pub call_arguments: BTreeMap<Key, i32>,
     /// Instructions that compute the address of memory about to be allocated from a copy of the static stack pointer.
     pub arena_bases: BTreeSet<Key>,
     /// Where the value of r14 waits while r14 counts; `None` = nothing names r14.
@@ -177,9 +178,10 @@ pub fn discover(program: &Program, functions: &Functions, entry: CodeRef) -> Res
             continue;
         }
         let body = discovery.finish();
-        let needed = crate::dynamic::argument_bytes(&body);
+        let call_arguments = crate::dynamic::arguments(&body);
+        let needed = call_arguments.values().copied().max().unwrap_or(0);
         if needed <= arguments {
-            return Ok(body);
+            return Ok(Body { call_arguments, ..body });
         }
         arguments = needed;
     }
@@ -286,6 +288,7 @@ impl<'a> Discovery<'a> {
             tables: self.tables,
             labels: self.labels,
             dynamic_arguments: self.dynamic_arguments,
+            call_arguments: BTreeMap::new(),
             arena_bases: self.arena_bases,
             evicted: None,
         }

@@ -4,11 +4,12 @@
 //! starts to allocate saves the word in its own frame and puts it back when it returns to a known depth. Stack arguments of calls made
 //! meanwhile lie at the virtual stack pointer and are copied to where the callee looks for them.
 
-use crate::body::{Body, Flow, Node};
+use crate::body::{Body, Flow, Key, Node};
 use crate::plan::branch::copy_memory;
-use crate::plan::{Borrow, Borrowed, Planned, Planner, encode, ok};
+use crate::plan::{Borrow, Borrowed, Piece, Planned, Planner, Target, encode, ok};
 use crate::values::{State, Value};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of frame that a function with `alloca` needs below its static frame: the saved word and room for stack arguments, keeping rsp's
 /// alignment.
@@ -17,40 +18,76 @@ pub fn frame_bytes(arguments: i32) -> i32 {
     16 + (arguments + 15) / 16 * 16
 }
 
-/// Bytes of stack arguments that are stored one by one.
-const FEW: i32 = 512;
-/// Bytes of stack arguments that a string instruction copies.
-const MANY: i32 = 4096;
+/// Most bytes of stack arguments. Room of a constant size beyond it is an allocation; what is taken back of that size is refused.
+const MOST: i32 = 8192;
+/// Bytes of stack arguments that are copied without a loop.
+const FEW: i32 = 256;
 
-/// An upper bound of the bytes of stack arguments that calls after an allocation pass: what is pushed, and either what is stored above rsp or
-/// the room that is made for a call. Of room beyond `FEW` bytes, which is an allocation of a constant size, it is one only where something
-/// is copied as a whole; no compiler stores so many words one by one.
+/// Upper bounds of the bytes of stack arguments that calls after an allocation pass, by node: what has been pushed, stored above rsp, or made room for
+/// since rsp moved by an unknown amount, and has not been taken back. Compilers that keep room for all calls below what they allocate name its end as
+/// the address of what they allocated, plus less than a word where they round that up. Where ways meet, what only some of them have is no argument:
+/// arguments that wait for their call lie at the same depth on all.
 #[must_use]
-pub fn argument_bytes(body: &Body) -> i32 {
-    let dynamic = || body.nodes.iter().filter(|n| n.state.dynamic).map(|n| &n.insn);
-    let limit = if dynamic().any(is_copy_of_string) { MANY } else { FEW };
-    let mut pushes = 0;
-    let mut most = 0;
-    for insn in dynamic() {
-        if insn.mnemonic() == Mnemonic::Push {
-            pushes += 8;
-        } else if let Some(room) = room_made(insn) {
-            most = most.max(if room <= limit { room } else { 0 });
-        } else if insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory && insn.memory_base() == Register::RSP {
-            let disp = i32::try_from(insn.memory_displacement64().cast_signed()).unwrap_or(0);
-            let end = disp.saturating_add(i32::try_from(insn.memory_size().size()).unwrap_or(64));
-            most = most.max(if (0..FEW).contains(&disp) { end } else { 0 });
+pub fn arguments(body: &Body) -> BTreeMap<Key, i32> {
+    let mut bytes: Vec<Option<i32>> = body.nodes.iter().map(|n| (!n.state.dynamic).then_some(0)).collect();
+    let mut work: BTreeSet<u32> = (0..body.nodes.len() as u32).filter(|&i| bytes[i as usize].is_some()).collect();
+    while let Some(id) = work.pop_first() {
+        let node = &body.nodes[id as usize];
+        let before = bytes[id as usize].unwrap_or(0).max(named_by_sum(&body.nodes, id as usize));
+        let after = if node.state.dynamic { arguments_after(&node.insn, before) } else { 0 };
+        for next in body.successors(node) {
+            let known = &mut bytes[next as usize];
+            if known.is_none_or(|known| after < known) {
+                *known = Some(after);
+                work.insert(next);
+            }
         }
     }
-    pushes + most
+    let calls = body.nodes.iter().zip(bytes).filter(|(node, _)| node.state.dynamic && node.callee().is_some());
+    calls.map(|(node, bytes)| (node.key, (bytes.unwrap_or(0) + 7) & !7)).collect()
 }
 
-fn is_copy_of_string(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq)
-        && insn.is_string_instruction()
+/// Bytes of possible stack arguments behind `insn`, if there were `before` in front of it.
+fn arguments_after(insn: &Instruction, before: i32) -> i32 {
+    let from_rsp = insn.op_count() > 0 && insn.memory_base() == Register::RSP && insn.memory_index() == Register::None;
+    let named = |bytes: usize| {
+        let end = insn.memory_displacement64().cast_signed().saturating_add(bytes as i64);
+        i32::try_from(end).ok().filter(|end| (0..=MOST).contains(end)).unwrap_or(0)
+    };
+    match insn.mnemonic() {
+        Mnemonic::Push => before + 8,
+        Mnemonic::Pop => (before - 8).max(0),
+        _ if insn.op0_kind() == OpKind::Register && insn.op0_register() == Register::RSP => match room_made(insn) {
+            Some(room) if room <= MOST && before + room <= MOST => (before + room).max(0),
+            None if matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) => before,
+            // From a copy of rsp.
+            None if insn.mnemonic() == Mnemonic::Lea => {
+                i32::try_from(insn.memory_displacement64().cast_signed().saturating_neg()).unwrap_or(0).clamp(0, MOST)
+            }
+            _ => 0,
+        },
+        Mnemonic::Lea if from_rsp => before.max(named(0) & !7),
+        _ if from_rsp && insn.op0_kind() == OpKind::Memory => before.max(named(insn.memory_size().size().max(1))),
+        _ => before,
+    }
 }
 
-/// Bytes by which `sub $n,%rsp`, `add $-n,%rsp` or `lea -n(%rsp),%rsp` moves rsp down.
+/// `mov %rsp,%r` and soon `add $n,%r`: n, as `lea n(%rsp),%r` would name it.
+fn named_by_sum(nodes: &[Node], id: usize) -> i32 {
+    let insn = &nodes[id].insn;
+    if insn.mnemonic() != Mnemonic::Mov || insn.op1_register() != Register::RSP || insn.op0_kind() != OpKind::Register {
+        return 0;
+    }
+    let behind = nodes[id + 1..].iter().take(NEAR).map(|n| &n.insn);
+    let mut sums = behind.filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_register() == insn.op0_register());
+    let sum = sums.next().and_then(|i| i.try_immediate(1).ok()).and_then(|sum| i32::try_from(sum).ok());
+    sum.filter(|sum| (0..=MOST).contains(sum)).unwrap_or(0) & !7
+}
+
+/// Instructions behind a copy of rsp that are looked at.
+const NEAR: usize = 16;
+
+/// Bytes by which `sub $n,%rsp`, `add $-n,%rsp` or `lea -n(%rsp),%rsp` moves rsp down; negative if up.
 fn room_made(insn: &Instruction) -> Option<i32> {
     if insn.op_count() != 2 || insn.op0_kind() != OpKind::Register || insn.op0_register() != Register::RSP {
         return None;
@@ -64,7 +101,7 @@ fn room_made(insn: &Instruction) -> Option<i32> {
         }
         _ => return None,
     };
-    i32::try_from(down).ok().filter(|down| *down > 0)
+    i32::try_from(down).ok()
 }
 
 /// What an instruction computes from a copy of the stack pointer as it was before an allocation.
@@ -138,6 +175,12 @@ impl Planner<'_> {
     pub(crate) fn dynamic_move(&mut self, id: u32, node: &Node) -> Planned<()> {
         self.note("alloca: memory from the arena, native depth stays static");
         let insn = &node.insn;
+        if room_made(insn).is_some_and(|room| room < -MOST) {
+            return Err((
+                "unsupported-instruction",
+                format!("`{insn}`: more than {MOST} bytes of stack arguments after `alloca`"),
+            ));
+        }
         let scratch = self.borrow(id, insn, &[]);
         if !node.state.dynamic {
             self.enter(scratch)?;
@@ -209,19 +252,31 @@ impl Planner<'_> {
         Ok(Some(entered))
     }
 
-    /// `lea d(%rsp),%rsp` while rsp is virtual: moves it without touching flags.
+    /// `lea d(%rsp),%rsp`, or from a copy of rsp, while rsp is virtual: moves it without touching flags.
     fn dynamic_lea(&mut self, node: &Node, scratch: Borrowed) -> Planned<()> {
         let by = i32::try_from(node.insn.memory_displacement64().cast_signed())
             .map_err(|_| ("address-range", "stack move".to_owned()))?;
-        self.shift_word(scratch, by)
+        match node.insn.memory_base() {
+            Register::RSP => self.shift_word(scratch, by),
+            copy => self.set_word(scratch, copy, by),
+        }
     }
 
     fn shift_word(&mut self, scratch: Borrowed, by: i32) -> Planned<()> {
+        self.set_word(scratch, Register::RSP, by)
+    }
+
+    /// Makes the stack pointer `from` plus `by`; rsp stands for what it is.
+    fn set_word(&mut self, scratch: Borrowed, from: Register, by: i32) -> Planned<()> {
         self.keep(scratch, 0)?;
-        let load = ok(encode::load(scratch.register, Register::None, self.word()))?;
-        let lea = ok(encode::lea(scratch.register, scratch.register, Register::None, 1, by))?;
+        let mut base = from;
+        if from == Register::RSP {
+            let load = ok(encode::load(scratch.register, Register::None, self.word()))?;
+            self.bytes(load);
+            base = scratch.register;
+        }
+        let lea = ok(encode::lea(scratch.register, base, Register::None, 1, by))?;
         let store = ok(encode::store(scratch.register, Register::None, self.word()))?;
-        self.bytes(load);
         self.bytes(lea);
         self.bytes(store);
         self.give_back(scratch, 0)
@@ -305,23 +360,55 @@ impl Planner<'_> {
 
     /// Copies what may be stack arguments to where a callee looks for them: just above its return address.
     pub(crate) fn copy_arguments(&mut self, id: u32) -> Planned<()> {
-        let insn = self.body.nodes[id as usize].insn;
+        let node = &self.body.nodes[id as usize];
+        let bytes = self.body.call_arguments.get(&node.key).copied().unwrap_or(0);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let insn = node.insn;
         let top = self.borrow(id, &insn, &CALL_REGISTERS);
         let word = self.borrow(id, &insn, &[&CALL_REGISTERS[..], &[top.register]].concat());
         self.keep(top, 0)?;
         self.keep(word, 1)?;
         let load = ok(encode::load(encode::narrow(top.register), Register::None, self.word()))?;
         self.bytes(load);
-        for at in (0..self.body.dynamic_arguments).step_by(8) {
-            let load = ok(encode::load(word.register, top.register, at))?;
-            let store = ok(encode::store(word.register, Register::RSP, self.k() + at))?;
-            self.bytes(load);
-            self.bytes(store);
+        if bytes > FEW && self.live.before[id as usize].flags == 0 {
+            let count = self.borrow(id, &insn, &[&CALL_REGISTERS[..], &[top.register, word.register]].concat());
+            self.keep(count, 2)?;
+            self.copy_words(top.register, word.register, count.register, bytes)?;
+            self.give_back(count, 2)?;
+        } else {
+            for at in (0..bytes).step_by(8) {
+                let load = ok(encode::load(word.register, top.register, at))?;
+                let store = ok(encode::store(word.register, Register::RSP, self.k() + at))?;
+                self.bytes(load);
+                self.bytes(store);
+            }
         }
         self.give_back(word, 1)?;
         self.give_back(top, 0)
     }
+
+    /// A loop that copies `bytes` from `top` to the native stack pointer's place on the data stack, the last word first. Changes flags.
+    fn copy_words(&mut self, top: Register, word: Register, count: Register, bytes: i32) -> Planned<()> {
+        let again = self.label();
+        let at = |base, disp| {
+            let size = encode::displacement_size(disp, base);
+            MemoryOperand::new(encode::narrow(base), encode::narrow(count), 1, i64::from(disp), size, false, Register::GS)
+        };
+        let code = |insn: Result<Instruction, iced_x86::IcedError>| ok(insn.and_then(|i| encode::encode(&i)));
+        self.bytes(ok(encode::set(count, bytes.cast_unsigned()))?);
+        self.piece(Piece::Label(again));
+        self.bytes(code(Instruction::with2(Code::Mov_r64_rm64, word, at(top, -8)))?);
+        self.bytes(code(Instruction::with2(Code::Mov_rm64_r64, at(Register::RSP, self.k() - 8), word))?);
+        self.bytes(code(Instruction::with2(Code::Sub_rm32_imm8, encode::narrow(count), 8))?);
+        self.piece(Piece::Jump(Some(NOT_EQUAL), Target::Label(again)));
+        Ok(())
+    }
 }
+
+/// Condition `ne`.
+const NOT_EQUAL: u8 = 5;
 
 /// Registers that carry arguments into a call, and r11, into which the target of `call *mem` has been loaded.
 const CALL_REGISTERS: [Register; 9] = [

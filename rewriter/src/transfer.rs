@@ -300,7 +300,15 @@ fn move_rsp(ctx: &mut Discovery<'_>, key: Key, insn: &Instruction, state: &mut S
         }
         Mnemonic::Lea if insn.op0_register() == Register::RSP => match address(ctx.program, key.at, insn, state) {
             Address::Stack { offset, exact: true } => Value::Stack(offset),
-            _ if insn.memory_base() == Register::RSP && state.dynamic && insn.memory_index() == Register::None => return Ok(()),
+            // From rsp itself, or from a copy of it that was made after the allocation.
+            Address::Unknown
+                if state.dynamic
+                    && insn.memory_index() == Register::None
+                    && (insn.memory_base() == Register::RSP
+                        || insn.memory_base().is_gpr64() && state.register(insn.memory_base()) == Value::Unknown) =>
+            {
+                return Ok(());
+            }
             _ => return Err(unknown_sp(insn)),
         },
         _ => return Err(unknown_sp(insn)),

@@ -202,9 +202,7 @@ impl Planner<'_> {
         if self.body.nodes[id as usize].insn.mnemonic() == Mnemonic::Syscall {
             self.system_call(id)?;
         }
-        if self.body.dynamic_arguments > 0 && self.body.nodes[id as usize].state.dynamic {
-            self.copy_arguments(id)?;
-        }
+        self.copy_arguments(id)?;
         match out {
             Outside::Function(at) => self.piece(Piece::Call(at)),
             Outside::Symbol(reloc) => {
@@ -300,7 +298,7 @@ impl Planner<'_> {
         if register.full_register() == Register::RSP || !register.is_gpr64() {
             return Err(("unsupported-instruction", format!("`{insn}` has no accepted form")));
         }
-        if how == Use::Call && self.body.dynamic_arguments > 0 && node.state.dynamic {
+        if how == Use::Call {
             self.copy_arguments(id)?;
         }
         self.note(match how {
