@@ -89,9 +89,10 @@ pub fn displacement_reloc(program: &Program, at: CodeRef, insn: &Instruction) ->
         return None;
     }
     // A displacement comes before an immediate; with one relocation the field's distance from the end tells them apart.
+    let size = if crate::operand::without_offset(insn.code()).is_some() { 8 } else { 4 };
     let immediate = crate::operand::immediate_size(insn) as u64;
     let end = at.offset + insn.len() as u64;
-    relocs.iter().find(|r| r.offset + 4 + immediate == end).copied()
+    relocs.iter().find(|r| r.offset + size + immediate == end).copied()
 }
 
 /// The relocation of the immediate field of `insn`.

@@ -16,12 +16,13 @@ pub use string::gate_name;
 use crate::Masking;
 use crate::body::{Body, Flow, Node};
 use crate::diag::{Diagnostic, Reason};
-use crate::functions::{CodeRef, Functions};
+use crate::functions::{CodeRef, Functions, relocs_at};
 use crate::kernel;
 use crate::liveness::Liveness;
-use crate::program::Program;
+use crate::program::{Program, Reloc};
 use crate::select::Selection;
 use crate::space::Space;
+use crate::transfer::{displacement_reloc, immediate_reloc};
 use cordon_checker::layout;
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, Mode, Policy, describe};
@@ -197,6 +198,7 @@ impl<'a> Planner<'a> {
     /// An instruction that goes on to the next one.
     fn straight(&mut self, id: u32, node: &Node) -> Planned<()> {
         let insn = &node.insn;
+        self.every_relocation(node)?;
         match insn.mnemonic() {
             Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Cld => {
                 self.note("padding, landing pad or direction flag: not needed");
@@ -234,6 +236,20 @@ impl<'a> Planner<'a> {
         self.ordinary(id, node)
     }
 
+    /// That each relocation is of a field of the instruction.
+    fn every_relocation(&self, node: &Node) -> Planned<()> {
+        let (program, insn) = (self.env.program, &node.insn);
+        let fields = [displacement_reloc(program, node.key.at, insn), immediate_reloc(program, node.key.at, insn)];
+        let is_field = |r: &Reloc| fields.iter().flatten().any(|f| f.offset == r.offset);
+        match relocs_at(program, node.key.at, insn.len()).iter().find(|r| !is_field(r)) {
+            Some(r) => {
+                let at = r.offset - node.key.at.offset;
+                Err(("unsupported-relocation", format!("relocation type {} at byte {at} of `{insn}` is of no field", r.kind)))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Everything whose operands are registers, immediates and at most one memory operand.
     fn ordinary(&mut self, id: u32, node: &Node) -> Planned<()> {
         let mut insn = node.insn;
@@ -242,8 +258,8 @@ impl<'a> Planner<'a> {
             // One call at a time is inside a window, and a split lock is fatal to a kernel.
             insn.set_has_lock_prefix(false);
         }
-        if insn.code() == Code::VEX_Vstmxcsr_m32 {
-            insn.set_code(Code::Stmxcsr_m32);
+        if let Some(code) = crate::operand::listed(&insn) {
+            insn.set_code(code);
         }
         let entered = self.enter_with(id, node)?;
         let node = entered.as_ref().unwrap_or(node);

@@ -77,3 +77,46 @@ fn a_call_at_the_end_of_its_section_does_not_return() {
     let made = rewrite("mov %edi,%edi\n call host\n");
     assert_eq!(made.step(1).0.last_chunk(), Some(&[0x0f, 0x0b]), "{:x?}", made.step(1));
 }
+
+#[test]
+fn a_shift_by_one_has_no_immediate_behind_its_address() {
+    // Taken for one, it hid the relocation: an array's element was another place, a variable was a text section.
+    let data = ".data\n.zero 16\nv: .long 1,2,3,4\n.text\n";
+    for (shift, same) in [("shll $1", "shll $2"), ("rolq $1", "rolq $3"), ("sarw $1", "sarw $7"), ("rcrb $1", "rcrb $2")] {
+        for place in ["v(,%rdi,4)", "v(%rip)", "v+4", "8(%rdi)"] {
+            let text = |shift| rewrite(&format!("{shift},{place}\n ret\n{data}"));
+            let (by_one, other) = (text(shift), text(same));
+            let mut expected = other.step(0).0.to_vec();
+            expected.pop();
+            let opcode = expected.iter().position(|b| matches!(b, 0xc0 | 0xc1)).expect("a shift by an immediate");
+            expected[opcode] += 0x10;
+            assert_eq!(by_one.step(0).0, expected, "{shift},{place}");
+        }
+    }
+}
+
+#[test]
+fn an_absolute_address_of_64_bits_is_a_window_offset() {
+    let data = ".data\n.zero 16\nv: .quad 1\n.text\n";
+    for (absolute, plain) in [
+        ("movabs v,%rax", "mov v,%rax"),
+        ("movabs v,%eax", "mov v,%eax"),
+        ("movabs v+1,%al", "mov v+1,%al"),
+        ("movabs %ax,v", "mov %ax,v"),
+        ("movabs %rax,v+8", "mov %rax,v+8"),
+    ] {
+        let text = |body| rewrite(&format!("{body}\n ret\n{data}"));
+        assert_eq!(text(absolute).step(0).0, text(plain).step(0).0, "{absolute}");
+    }
+}
+
+#[test]
+fn a_register_of_the_x87_is_freed_and_popped_by_a_store_to_itself() {
+    assert_eq!(rewrite("fldz\n ffreep %st(0)\n ret\n").step(1).0, rewrite("fldz\n fstp %st(0)\n ret\n").step(1).0);
+    assert_eq!(refusal("fldz\n fldz\n .byte 0xdf,0xc1\n ret\n").0, "unsupported-instruction");
+}
+
+#[test]
+fn a_relocation_of_no_field_is_refused() {
+    assert_eq!(refusal("mov $1,%eax\n.reloc .-5,R_X86_64_32,v\n ret\n.data\nv: .long 1\n.text\n").0, "unsupported-relocation");
+}
