@@ -30,6 +30,8 @@ mod vector {
     pub const SIMD: u64 = 19;
 }
 
+/// What a signal says that the kernel raised for no access (`siginfo.h`).
+const SI_KERNEL: i32 = 0x80;
 /// Page-fault error code: the access was a write.
 const ERROR_WRITE: u64 = 2;
 const WINDOW: u64 = 1 << 32;
@@ -377,6 +379,7 @@ impl Fault {
         let mut fault = Fault::interrupted(window, cx, raw, kind_of(window, cx, raw));
         match fault.kind {
             FaultKind::StrayAccess | FaultKind::Misaligned => fault.tell_operand(None),
+            _ if is_lost_signal(raw) => {}
             _ if raw.trap == vector::PAGE && raw.address.wrapping_sub(cx.base) >= WINDOW => fault.tell_operand(None),
             _ if raw.trap == vector::PAGE => {
                 let failed = raw.address.wrapping_sub(cx.base) as u32;
@@ -495,7 +498,16 @@ fn fuel_of(window: &Inner, cx: &Context) -> Option<FuelUse> {
     window.image.mode().metered.then(|| FuelUse::new(cx.fuel_limit, cx.frame.fuel))
 }
 
+/// Whether the kernel had no room on the native stack for a signal of the host without `SA_ONSTACK`. It says only that it is at fault itself;
+/// number and address are those of an earlier exception. (A general protection fault is told in the same way.)
+fn is_lost_signal(raw: &RawFault) -> bool {
+    raw.signal == libc::SIGSEGV && raw.code == SI_KERNEL && !matches!(raw.trap, vector::PROTECTION | vector::STACK)
+}
+
 fn kind_of(window: &Inner, cx: &Context, raw: &RawFault) -> FaultKind {
+    if is_lost_signal(raw) {
+        return FaultKind::NativeStackOverflow;
+    }
     match raw.trap {
         vector::PAGE => page_fault_kind(window, cx, raw),
         vector::DIVIDE => FaultKind::Divide,

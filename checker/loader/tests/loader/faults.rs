@@ -2,7 +2,7 @@
 
 use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END};
 use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
-use cordon_loader::{Arg, Error, Fault, FaultAccess, FaultKind, Imports, SIGNALS, Window};
+use cordon_loader::{Arg, Error, Fault, FaultAccess, FaultKind, Imports, Memory, SIGNALS, Sharing, Window};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SOURCE: &str = "
@@ -107,6 +107,49 @@ fn stack_overflows_are_told_and_survived() {
         }
         assert_eq!(w.call("load", &[Arg::Int(HEAP.into())]).expect("goes on"), 0);
     }
+}
+
+extern "C" fn on_host_signal(_: libc::c_int) {}
+
+/// Without `SA_ONSTACK` a signal of the host needs room on the native stack; the kernel's word for its want of room is that of the fault before.
+#[test]
+fn a_signal_without_room_on_the_native_stack_ends_the_call() {
+    crate::in_child("faults::a_signal_without_room_on_the_native_stack_ends_the_call", || {
+        const SOURCE: &str = ".globl fill\nfill: push %rdi; dec %esi; jz 1f; call fill; pop %rdi; ret
+            1: movl $1,%gs:(%edi)\n2: jmp 2b
+            .globl divide\ndivide: xor %edx,%edx; div %edx; ret
+            .globl load\nload: mov %gs:0,%eax; ret";
+        let mut w = Builder::new(SOURCE).window();
+        // SAFETY: the handler does nothing.
+        let thread = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_host_signal as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+            libc::pthread_self()
+        };
+        for earlier in ["divide", "load"] {
+            fault(&mut w, earlier, [0, 0]);
+            let full = Memory::new("full", 4).expect("memory");
+            let at = w.share(&full, Sharing::ReadWrite).expect("shared");
+            let signaller = std::thread::spawn(move || {
+                let read = || {
+                    let mut word = [0; 4];
+                    full.read(0, &mut word).expect("readable");
+                    word
+                };
+                while read() == [0; 4] {
+                    std::thread::yield_now();
+                }
+                // SAFETY: the thread waits for this one.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            });
+            // 16 bytes a round of 64 KiB.
+            let fault = fault(&mut w, "fill", [at.into(), 4095]);
+            assert_eq!((fault.kind, fault.address, fault.access), (FaultKind::NativeStackOverflow, None, None), "{earlier}");
+            signaller.join().expect("it ends");
+            w.unshare(at).expect("shared");
+        }
+    });
 }
 
 #[test]
