@@ -17,8 +17,30 @@ const SUPPORT: &str = include_str!("support.c");
 const INCLUDE: &str = "/usr/include/x86_64-linux-musl";
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-musl";
 /// Options of the compiler whose argument may be the next word.
-const WITH_ARGUMENT: [&str; 11] =
-    ["-I", "-D", "-U", "-include", "-imacros", "-isystem", "-iquote", "-idirafter", "-x", "--param", "-Xclang"];
+const WITH_ARGUMENT: [&str; 20] = [
+    "-I",
+    "-D",
+    "-U",
+    "-include",
+    "-imacros",
+    "-isystem",
+    "-iquote",
+    "-idirafter",
+    "-isysroot",
+    "--sysroot",
+    "-x",
+    "--param",
+    "-MF",
+    "-MT",
+    "-MQ",
+    "-Xpreprocessor",
+    "-Xassembler",
+    "-Xclang",
+    "-mllvm",
+    "-target",
+];
+/// Options that make no program, or are a linker's.
+const REFUSED: [&str; 11] = ["-c", "-S", "-E", "-M", "-MM", "-shared", "-r", "-Xlinker", "-T", "-u", "-z"];
 /// Options that say what a linker would make, which is an image in any case.
 const MEANINGLESS: [&str; 6] = ["-static", "-no-pie", "-pie", "-static-pie", "-s", "-pthread"];
 /// Options of this command that take the next word, and those that do not.
@@ -129,7 +151,7 @@ fn sort(words: &[OsString]) -> Result<Words, Failure> {
             sorted.parts.push(Part::Library(name.into()));
         } else if let Some(folder) = text.strip_prefix("-L") {
             sorted.folders.push(folder.into());
-        } else if matches!(text, "-c" | "-S" | "-E" | "-shared" | "-r") || text.starts_with("-Wl,") {
+        } else if REFUSED.contains(&text) || text.starts_with("-Wl,") {
             return Err(usage(format!(
                 "{text}: cordon cc makes whole programs and calls no linker; compile with the compiler itself"
             )));
@@ -248,6 +270,10 @@ impl Compiler<'_> {
         let output = command.output();
         let output = output.map_err(|e| usage(format!("cannot run the compiler {}: {e}", self.command.display())))?;
         let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() && !object.exists() {
+            let message = format!("{} makes no object of it: not a source that it knows", self.command.display());
+            return Err(Failure::one(Exit::Refused, Problem::with_file(source, "compiler", message)));
+        }
         if output.status.success() {
             // Warnings that nobody reads do not keep the image from being made.
             let _ = io::stderr().write_all(said.as_bytes());
@@ -271,10 +297,10 @@ mod tests {
     #[test]
     fn words_go_to_whom_they_are_for() {
         let sorted =
-            sort(&words("-O2 a.c -I inc -Iinc2 -o p.img b.o --heap=1M -L lib -lz --cc clang --masking explicit -static -DX=1 --fast-window -x c"))
+            sort(&words("-O2 a.c -I inc -Iinc2 -o p.img b.o --heap=1M -L lib -lz --cc clang --masking explicit -static -DX=1 --fast-window -x c -MMD -MF a.d"))
                 .expect("sorted");
         assert_eq!(sorted.own, words("-o p.img --heap=1M --cc clang --masking explicit --fast-window"));
-        assert_eq!(sorted.compiler, words("-O2 -I inc -Iinc2 -DX=1 -x c"));
+        assert_eq!(sorted.compiler, words("-O2 -I inc -Iinc2 -DX=1 -x c -MMD -MF a.d"));
         assert_eq!(sorted.parts, [Part::Source("a.c".into()), Part::Binary("b.o".into()), Part::Library("z".into())]);
         let own = Own::try_parse_from(sorted.own).expect("parsed");
         assert_eq!((own.output.to_str(), own.cc.to_str(), own.link.heap), (Some("p.img"), Some("clang"), Some(1 << 20)));
@@ -282,7 +308,9 @@ mod tests {
 
     #[test]
     fn what_makes_no_program_is_refused() {
-        for wrong in ["-c a.c", "a.c -o", "-O2", "a.c -Wl,-x", "-shared a.c"] {
+        for wrong in
+            ["-c a.c", "a.c -o", "-O2", "a.c -Wl,-x", "a.c -Xlinker -x", "a.c -z now", "-M a.c", "a.c -MF", "-shared a.c"]
+        {
             assert!(sort(&words(wrong)).is_err(), "{wrong}");
         }
     }

@@ -32,3 +32,23 @@ fn a_program_without_main_is_told_so() {
     let text = stderr(&desk.cordon(&["cc", "part.c"]));
     assert!(text.contains("`main` is defined nowhere: one of the inputs") && !text.contains("--import"), "{text}");
 }
+
+#[test]
+fn files_that_are_no_sources_are_named_themselves() {
+    let desk = Desk::new();
+    desk.write("main.c", "int main(void) { return 3; }");
+    desk.write("notes.txt", "not C");
+    let output = desk.cordon(&["cc", "main.c", "notes.txt", "--format", "json"]);
+    let error = &json(&output)["error"];
+    assert_eq!((output.status.code(), &error["object"]), (Some(1), &"notes.txt".into()), "{output:?}");
+    assert_eq!(error["message"], "gcc makes no object of it: not a source that it knows");
+}
+
+#[test]
+fn files_of_dependencies_are_written_where_they_are_wanted() {
+    let desk = Desk::new();
+    desk.write("main.c", "int main(void) { return 3; }");
+    let output = desk.cordon(&["cc", "main.c", "-MD", "-MF", "main.d", "-o", "main.img"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&desk.read("main.d")).contains("main.c"));
+}
