@@ -18,9 +18,11 @@ pub struct Place {
 /// One refusal. `code` is stable and machine-readable, `message` is for people.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Diagnostic {
+    /// Where it is.
     pub place: Place,
     /// Kebab-case reason, e.g. `privileged-instruction`, `undefined-symbol`.
     pub code: &'static str,
+    /// Why, and the cure where there is one.
     pub message: String,
 }
 

@@ -139,6 +139,7 @@ impl Options {
 /// Sizes of what was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Functions that the image holds.
     pub functions: usize,
     /// Instructions of the original code that were kept or changed.
     pub instructions: usize,
@@ -157,12 +158,15 @@ pub struct Stats {
 pub struct Explanation {
     /// Index into [`emit::Image::objects`].
     pub object: u32,
-    /// ELF section index and byte offset there.
+    /// ELF section index.
     pub section: u32,
+    /// Byte offset in that section.
     pub old: u32,
+    /// Its bytes.
     pub old_length: u8,
-    /// Text offset and length of what stands for it.
+    /// Text offset of what stands for it.
     pub new: u32,
+    /// Bytes of what stands for it.
     pub new_length: u32,
     /// Static stack depth in bytes before it.
     pub depth: u32,
@@ -177,7 +181,9 @@ pub struct Rewritten {
     pub image: Vec<u8>,
     /// The same before it was written as ELF.
     pub parts: emit::Image,
+    /// What was done.
     pub stats: Stats,
+    /// One for each original instruction, and for each copy of it.
     pub explanations: Vec<Explanation>,
 }
 

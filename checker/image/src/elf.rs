@@ -60,6 +60,7 @@ pub struct Segment<'a> {
     pub size: u32,
     /// At most `size` bytes of the file.
     pub bytes: &'a [u8],
+    /// Whether handlers may write there.
     pub writable: bool,
 }
 

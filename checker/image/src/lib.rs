@@ -17,6 +17,7 @@
 //! Everything in the file is untrusted. What only reports need (symbols, maps, line tables) is not looked at.
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,

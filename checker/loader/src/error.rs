@@ -10,7 +10,12 @@ use std::io;
 pub enum Error {
     /// The file is not an image: `what` says which rule of the container it breaks.
     #[error("not a Cordon image: {what} (file offset {offset:#x})")]
-    Format { what: &'static str, offset: u64 },
+    Format {
+        /// The rule, in words.
+        what: &'static str,
+        /// Byte offset in the file.
+        offset: u64,
+    },
     /// The image note is malformed.
     #[error("malformed image note: {0:?}")]
     Note(NoteError),
@@ -31,19 +36,36 @@ pub enum Error {
     NotMetered,
     /// The image wants more memory than the options allow.
     #[error("image wants {wanted} bytes of memory per window, {limit} are allowed")]
-    MemoryLimit { wanted: u64, limit: u64 },
+    MemoryLimit {
+        /// Bytes that a window takes.
+        wanted: u64,
+        /// [`crate::LoadOptions::memory_limit`].
+        limit: u64,
+    },
     /// The image lists an import that the host does not offer.
     #[error("import `{0}` is not offered")]
     MissingImport(String),
     /// The kernel refused memory.
     #[error("cannot {what}: {error}")]
-    Memory { what: &'static str, error: io::Error },
+    Memory {
+        /// What was to be done, as in "cannot …".
+        what: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// The process has as many mappings as the kernel lets it have (`vm.max_map_count`), of which every window takes some: see the
     /// crate's documentation.
     #[error(
         "cannot {what}: the process has {mappings} of the {limit} mappings that it may have; more windows need a greater vm.max_map_count"
     )]
-    Mappings { what: &'static str, mappings: u64, limit: u64 },
+    Mappings {
+        /// What was to be done, as in "cannot …".
+        what: &'static str,
+        /// Mappings of the process.
+        mappings: u64,
+        /// `vm.max_map_count`.
+        limit: u64,
+    },
     /// The fast window is taken, or something lies below 4 GiB + 64 KiB.
     #[error("fast window not available: {0}")]
     FastWindow(&'static str),
@@ -55,7 +77,12 @@ pub enum Error {
     TooManyArguments,
     /// Byte arguments do not fit the image's argument area.
     #[error("arguments need {wanted} bytes, the argument area has {available}")]
-    ArgumentArea { wanted: u64, available: u64 },
+    ArgumentArea {
+        /// Bytes of all arguments, with what aligns them.
+        wanted: u64,
+        /// Bytes of the area.
+        available: u64,
+    },
     /// A second exact argument: only one can lie at the end of the argument area; or no unmapped page follows that area.
     #[error("no place for an exact argument: {0}")]
     Exact(&'static str),
@@ -64,7 +91,12 @@ pub enum Error {
     SharedMemory(&'static str),
     /// A window range that is not mapped, or not writable by the host.
     #[error("window range {offset:#x}+{len:#x} is not accessible")]
-    Range { offset: u64, len: u64 },
+    Range {
+        /// Window offset of the first byte; in a [`crate::Memory`], offset there.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// A callback value that names no function.
     #[error("code pointer {0:#x} names no function")]
     BadCodePointer(u64),
@@ -82,7 +114,12 @@ pub enum Error {
     Fault(Box<Fault>),
     /// A host import ended the call.
     #[error("import `{import}` ended the call: {message}")]
-    Import { import: String, message: String },
+    Import {
+        /// Its name.
+        import: String,
+        /// What [`crate::CallContext::stop`] was given.
+        message: String,
+    },
     /// Something that cannot happen did; a bug of the loader.
     #[error("internal error: {0}")]
     Internal(&'static str),

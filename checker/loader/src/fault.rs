@@ -152,7 +152,9 @@ impl fmt::Display for FaultKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum FaultAccess {
+    /// It only reads.
     Read,
+    /// It writes, or does both.
     Write,
 }
 
@@ -161,6 +163,7 @@ pub enum FaultAccess {
 pub struct FaultRegisters {
     /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
     pub general: [u64; 16],
+    /// The low half of rflags.
     pub flags: u32,
 }
 
@@ -181,6 +184,7 @@ impl FaultRegisters {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Fault {
+    /// What ended the call.
     pub kind: FaultKind,
     /// Text offset of the instruction at which the call ended, for a stray access that of the access; in a gate, stub or host function, the
     /// return address of its call.
@@ -194,6 +198,7 @@ pub struct Fault {
     pub window_offset: Option<u32>,
     /// Bytes of the access, for a gate of the whole range, where they are known.
     pub bytes: Option<u64>,
+    /// Whether the access reads or writes, where there is one.
     pub access: Option<FaultAccess>,
     /// Absent for faults in gates and host functions.
     pub registers: Option<FaultRegisters>,

@@ -82,6 +82,7 @@
 //!   frame at the very same place, it goes on in that one's frame: nothing that the handler's own code could not have done.)
 //! * Imports run on the host's stack and must leave by return or panic.
 //! * Timing and speculation are out of scope: two handlers on one core can signal to each other.
+#![warn(missing_docs)]
 
 mod c_imports;
 mod context;

@@ -22,7 +22,9 @@ const GAP: u64 = 64 << 10;
 /// What a handler may do with a [`Memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sharing {
+    /// Read it; stores end the call.
     Read,
+    /// Read and write it.
     ReadWrite,
 }
 

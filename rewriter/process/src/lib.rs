@@ -20,6 +20,7 @@
 //! `openat2(RESOLVE_BENEATH)`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod clock;
 mod files;

@@ -71,7 +71,12 @@ pub enum Error {
     Arguments,
     /// A folder that cannot be granted.
     #[error("{}: cannot be given to the program: {error}", path.display())]
-    Folder { path: PathBuf, error: io::Error },
+    Folder {
+        /// The folder as it was given.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
     /// The host refused something that every program needs.
     #[error("{0}")]
     Host(io::Error),

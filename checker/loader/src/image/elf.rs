@@ -27,6 +27,7 @@ pub struct Segment<'a> {
     pub size: u32,
     /// At most `size` bytes of the file.
     pub bytes: &'a [u8],
+    /// Whether handlers may write there.
     pub writable: bool,
 }
 
@@ -56,10 +57,15 @@ pub struct Parts<'a> {
 /// The DWARF sections that lead to source lines; each one empty if the image has none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DebugSections<'a> {
+    /// `.debug_abbrev`.
     pub abbrev: &'a [u8],
+    /// `.debug_info`.
     pub info: &'a [u8],
+    /// `.debug_line`.
     pub line: &'a [u8],
+    /// `.debug_str`.
     pub strings: &'a [u8],
+    /// `.debug_line_str`.
     pub line_strings: &'a [u8],
 }
 

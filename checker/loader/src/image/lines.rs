@@ -56,6 +56,7 @@ impl Debug {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SourceLine {
+    /// Path as the compiler recorded it, with its folder.
     pub file: String,
     /// Counted from 1.
     pub line: u32,

@@ -84,6 +84,7 @@ pub struct Entry {
 /// An import that an image lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportName {
+    /// As [`crate::Imports::function`] takes it.
     pub name: String,
     /// The loader itself provides it.
     pub built_in: bool,

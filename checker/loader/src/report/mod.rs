@@ -25,6 +25,7 @@ const MOST_FRAMES: usize = 256;
 pub struct CodePlace {
     /// Offset in the image's text.
     pub text_offset: u32,
+    /// Name of the function that contains it.
     pub function: Option<String>,
     /// Distance of `text_offset` from the function's start, bytes.
     pub function_offset: Option<u32>,
@@ -63,6 +64,7 @@ pub struct TimeUse {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
+    /// What ended the call.
     pub kind: FaultKind,
     /// The kind in words.
     pub message: String,
@@ -77,6 +79,7 @@ pub struct Report {
     pub instruction: Option<String>,
     /// The instruction there in the image.
     pub rewritten: Option<String>,
+    /// Whether it reads or writes.
     pub access: Option<FaultAccess>,
     /// Bytes of the access.
     pub bytes: Option<u64>,
@@ -86,14 +89,19 @@ pub struct Report {
     pub window_offset: Option<u32>,
     /// Where the address is, or for an access that began well its first byte that could not be accessed.
     pub region: Option<Nearest>,
+    /// The built-in gate in which the fault happened.
     pub gate: Option<String>,
+    /// The host function in or after which the call ended.
     pub import: Option<String>,
     /// Innermost first; the last frame is the entry's.
     pub backtrace: Vec<Frame>,
     /// No frame is missing: there are not too many.
     pub backtrace_complete: bool,
+    /// Absent for faults in gates and host functions.
     pub registers: Option<FaultRegisters>,
+    /// The time limit that ended the call.
     pub time: Option<TimeUse>,
+    /// The fuel of the call, where the image is metered.
     pub fuel: Option<FuelUse>,
     /// See [`Fault::jump`].
     pub jump: Option<BadJump>,

@@ -8,6 +8,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Area {
+    /// As in `argument area`, or `memory NAME` for the host's.
     pub name: String,
     /// First window offset.
     pub start: u32,
@@ -19,6 +20,7 @@ pub struct Area {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum Relation {
+    /// It is in the area.
     Inside,
     /// Bytes before its first byte, at least 1.
     Before(u64),
@@ -30,7 +32,9 @@ pub enum Relation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Nearest {
+    /// The area.
     pub area: Area,
+    /// How the address lies to it.
     pub relation: Relation,
 }
 
