@@ -125,7 +125,8 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
     }
     for name in &options.entries {
         match program.globals.get(name).and_then(|id| text(program.symbol(*id).definition)) {
-            Some(at) => found.push((name.clone(), at)),
+            Some(at) if !found.iter().any(|(known, _)| known == name) => found.push((name.clone(), at)),
+            Some(_) => {}
             None => problems.push(Diagnostic::new(
                 Place { object: "command line".into(), symbol: Some(name.clone()), ..Place::default() },
                 "unknown-entry",
@@ -153,7 +154,8 @@ fn entries(program: &Program, options: &Options) -> Result<Vec<(String, CodeRef)
 }
 
 /// Characters that loaders take in no name: controls, and invisible ones that reorder what follows.
-fn is_hidden(c: char) -> bool {
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -391,7 +393,7 @@ fn self_check(env: Env<'_>, image: &Image, text: &Text, scratch: &mut [u64]) -> 
     let bytes = image.note.to_bytes();
     let note = Note::parse(&bytes).map_err(|e| internal(format!("the note cannot be read back: {e:?}")))?;
     let policy = Policy { mode: image.note.mode, ..env.space.policy() };
-    note.layout.validate(&policy).map_err(|e| internal(format!("the layout is invalid: {e:?}")))?;
+    note.validate(&policy).map_err(|e| internal(format!("the note is invalid: {e:?}")))?;
     check(&text.bytes, &policy, &note.layout, scratch).map(|s| s.features.0).map_err(|reject| {
         let message = format!("the checker refuses text offset {:#x}: {:?}", reject.offset, reject.rule);
         let at = image.map.partition_point(|m| m.new <= reject.offset).checked_sub(1).map(|i| image.map[i]);

@@ -1,10 +1,11 @@
 //! Phase 5: what takes part. From the entries on, every function, data section, import and GOT word that something reachable refers to.
 
 use crate::body::{Body, Flow, Outside, discover};
-use crate::diag::{Diagnostic, Refusals};
+use crate::diag::{Diagnostic, Place, Refusals};
 use crate::elf;
 use crate::functions::{CodeRef, Functions, exact_target, is_absolute, relocs_at};
 use crate::operand::immediate_size;
+use crate::pipeline::is_hidden;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolId, SymbolKind};
 use crate::progress::{Phase, Progress};
 use crate::transfer::is_got;
@@ -312,6 +313,11 @@ impl Selector<'_> {
         if how != Use::Call && jump == Some(crate::jumps::SETJMP) {
             self.no_setjmp(name, section, offset, "has its address taken");
         } else if GATES.contains(&import_name(name)) || jump.is_some() || self.imports.iter().any(|i| i == name) {
+            if name.contains(is_hidden) {
+                let place = Place { symbol: Some(name.escape_debug().to_string()), ..self.program.place(section, offset) };
+                let message = "an import's name has characters that no terminal shows";
+                self.problems.push(Diagnostic::new(place, "unprintable-name", message));
+            }
             self.chosen.imports.insert(import_name(name).to_owned());
         } else if !(weak
             || is_linker_defined(name)

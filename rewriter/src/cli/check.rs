@@ -9,8 +9,10 @@ use clap::ValueEnum;
 use cordon_checker::note::{FLAG_KERNEL, Note};
 use cordon_checker::policy::Host;
 use cordon_checker::{Features, LayoutError, Mode, Policy, Reject, Rule, Summary, check, scratch_len};
+use cordon_image::ImageError;
 use cordon_loader::{Parts, split};
 use cordon_rewriter::diag::Place;
+use cordon_rewriter::pipeline::is_hidden;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -64,6 +66,10 @@ pub fn execute(args: &Args) -> Result<Report, Failure> {
     let parts = parts(&args.image, &file)?;
     let policy = Policy { mode: args.demand.mode(), ..args.policy.policy() };
     let summary = judge(&args.image, &parts, &policy)?;
+    // What is left of a host's work: data segments in regions of their kind.
+    if let Err(ImageError::Format(error)) = cordon_image::Image::read(&file, &policy) {
+        return Err(refused(&args.image, "not-an-image", format!("not a Cordon image: {error}")));
+    }
     let mode = Note::parse(parts.note).map(|note| note.layout.mode).unwrap_or_default();
     Ok(accepted(args, parts.text.len(), mode, &summary))
 }
@@ -84,15 +90,24 @@ pub fn judge(path: &Path, parts: &Parts<'_>, policy: &Policy) -> Result<Summary,
         let made = if policy.host == Host::Kernel { "a user-mode host" } else { "a kernel host" };
         return Err(refused(path, "wrong-host", format!("the image is made for {made}; choose the policy with --policy")));
     }
-    if let Err(why) = note.layout.validate(policy) {
+    if let Err(why) = note.validate(policy) {
         if why == LayoutError::Mode {
             return Err(refused(path, "mode", proves_less(&note)));
         }
         let reject = Reject { offset: 0, rule: Rule::Layout };
         return Err(rejected(path, parts, reject, &format!("{}: {why}", reject.rule)));
     }
+    if names(&note).any(|name| name.contains(is_hidden)) {
+        return Err(refused(path, "not-an-image", "a name in the image note has characters that no terminal shows".into()));
+    }
     let mut scratch = vec![0; scratch_len(parts.text.len())];
     check(parts.text, policy, &note.layout, &mut scratch).map_err(|reject| rejected(path, parts, reject, reject.rule.text()))
+}
+
+/// Entries and imports.
+fn names<'a>(note: &Note<'a>) -> impl Iterator<Item = &'a str> {
+    let entries = (0..note.layout.entries.len()).filter_map(|index| note.entry_name(index).ok());
+    entries.chain((0..note.layout.imports as usize).filter_map(|index| note.import(index).ok()).map(|(_, name)| name))
 }
 
 /// Why an image is refused that does not fulfil the demands on the command line.

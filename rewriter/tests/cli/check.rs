@@ -80,3 +80,51 @@ fn a_reader_that_goes_away_changes_no_verdict() {
     let output = std::process::Command::new("bash").args(["-c", &script]).current_dir(desk.folder()).output().expect("bash");
     assert_eq!(stdout(&output), "0\n");
 }
+
+/// The loader refuses them before it looks at the text; so does this command, which is asked first.
+#[test]
+fn notes_and_segments_that_no_host_takes_are_refused() {
+    let desk = Desk::new();
+    desk.image("good", "long table[] = {1, 2, 3}; long handler(long i) { return table[i & 1]++; }");
+    let good = desk.read("good.cordon");
+    let note = good.windows(4).position(|w| w == b"CRD1").expect("a note");
+    // Extensions that nobody knows.
+    let mut unknown = good.clone();
+    unknown[note + 15] = 0x80;
+    // The data a page further than its region, which is the last LOAD segment (program header 56 bytes, p_vaddr at 16).
+    let mut away = good.clone();
+    let mut data = (0..usize::from(good[56])).map(|i| 64 + 56 * i).filter(|&at| good[at..at + 4] == [1, 0, 0, 0]);
+    let data = data.rfind(|&at| good[at + 4] & 2 != 0).expect("a data segment");
+    for field in [16, 24] {
+        let place = &mut away[data + field..data + field + 8];
+        let address = u64::from_le_bytes(place.try_into().expect("8 bytes")) + 0x1000;
+        place.copy_from_slice(&address.to_le_bytes());
+    }
+    for (name, bytes) in [("unknown", unknown), ("away", away)] {
+        desk.write("bad.cordon", bytes);
+        for command in ["check", "run"] {
+            let output = desk.cordon(&[command, "bad.cordon"]);
+            assert_eq!(output.status.code(), Some(1), "{name}, {command}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn names_that_no_loader_takes_are_refused_by_all() {
+    let desk = Desk::new();
+    desk.object("asks", "extern long price(long); long handler(long x) { return price(x) + 1; }");
+    let made = desk.shell(
+        "objcopy --redefine-sym price=$'pr\\e[7mce' asks.o odd.o && $cordon rewrite odd.o --import $'pr\\e[7mce' -o odd.cordon",
+    );
+    assert_eq!(made.status.code(), Some(1), "{made:?}");
+    assert!(stderr(&made).starts_with("error: odd.o:.text+") && stderr(&made).contains("[unprintable-name]"), "{made:?}");
+    assert_eq!(desk.cordon(&["rewrite", "asks.o", "--import", "price", "-o", "asks.cordon"]).status.code(), Some(0));
+    let mut bytes = desk.read("asks.cordon");
+    let name = bytes.windows(6).position(|w| w == b"price\0").expect("the note has it");
+    bytes[name + 2] = 0x1b;
+    desk.write("asks.cordon", bytes);
+    for command in ["check", "run"] {
+        let output = desk.cordon(&[command, "asks.cordon", "--format", "json"]);
+        assert_eq!((output.status.code(), &json(&output)["error"]["code"]), (Some(1), &"not-an-image".into()), "{command}");
+    }
+}
