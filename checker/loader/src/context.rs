@@ -6,6 +6,7 @@
 
 use crate::time::Clock;
 use cordon_checker::layout::USER_STACK_LOW;
+use std::sync::atomic::AtomicBool;
 
 /// Low 32 bits of the context's address: right above the return address of an outermost entry.
 pub const HOME: u64 = USER_STACK_LOW as u64 + 8;
@@ -161,5 +162,7 @@ pub struct Context {
     pub nesting: u32,
     /// Context of the next outer invocation of this thread, or 0; 0 between calls.
     pub outer: u64,
+    /// A signal handler of the host runs on a part of the guard.
+    pub lent: AtomicBool,
     pub fault: RawFault,
 }

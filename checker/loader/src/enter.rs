@@ -91,6 +91,11 @@ pub fn host_gate_address() -> u64 {
     cordon_loader_host_gate as *const () as u64
 }
 
+/// Whether `rip` is in the code of entry, exit or the gate to host functions, which runs on a native stack for some instructions.
+pub fn is_entry_code(rip: u64) -> bool {
+    (cordon_loader_enter as *const () as u64..cordon_loader_copy as *const () as u64).contains(&rip)
+}
+
 /// The host's copy routine, and where it goes on when a copy faults.
 pub fn copy_routine() -> (std::ops::Range<u64>, u64) {
     let recovery = cordon_loader_copy_fault as *const () as u64;
@@ -161,6 +166,8 @@ fn enter_inside(
         ((*cx).nesting, (*cx).outer) = (nesting, outer as u64);
         let outcome = enter_on(&raw const *stack, local, outer, window, target, ints, floats, returned);
         ((*cx).nesting, (*cx).outer) = (0, 0);
+        // If the signal handler around this call runs on what was lent, it has not been taken back here.
+        crate::signal::take_back(&*cx);
         outcome
     };
     local.give_back(stack);

@@ -68,8 +68,9 @@
 //!   same instruction in every run.
 //! * While a handler or an import runs, segment gs has the window's base. Signal handlers of the host see that, unless they are on another
 //!   thread.
-//! * Signal handlers of the host must be installed with `SA_ONSTACK` where handlers are hostile. One that is not runs on the native stack of a
-//!   handler, which may keep that nearly full: then the signal is lost, and the call ends, or the host's own frames end the process.
+//! * Signal handlers of the host should be installed with `SA_ONSTACK`. One that is not runs on the native stack of a handler, which may be
+//!   nearly full. If it runs off that, it is lent 60 KiB of the guard; if there is no room even for what the kernel saves (some KiB), the signal is
+//!   lost and the call ends with [`FaultKind::NativeStackOverflow`].
 //! * A thread that has a shadow stack (glibc's `glibc.cpu.x86_shstk`) needs one as large as the data stack of the images that it calls, and a
 //!   page more. It is as large as the thread's stack; a handler that calls itself until it is full leaves the kernel no room for a
 //!   signal's return address, and the kernel ends the process.

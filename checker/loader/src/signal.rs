@@ -3,11 +3,13 @@
 use crate::context::{Context, RawFault, stop};
 use crate::enter;
 use crate::gates;
-use crate::thread;
+use crate::thread::{self, LENT};
+use crate::time;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
+use std::sync::atomic::Ordering;
 
 /// Signals that a fault of a handler can raise.
 pub const SIGNALS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
@@ -67,11 +69,105 @@ pub fn survive_failing_writes() {
 unsafe extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a valid siginfo and ucontext to an SA_SIGINFO handler.
     unsafe {
-        let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
-        if (*info).si_code > 0 && take_fault(signal, &*info, machine) {
-            return;
+        let context_of = context.cast::<libc::ucontext_t>();
+        let (machine, mask) = (&mut (*context_of).uc_mcontext, &raw mut (*context_of).uc_sigmask);
+        let taken = match (*info).si_code {
+            1.. => take_fault(signal, &*info, machine) || lend_stack(signal, machine, mask),
+            libc::SI_TKILL if signal == RETURNED => lender_returned(machine, mask),
+            _ => false,
+        };
+        if !taken {
+            chain(signal, info, context);
         }
-        chain(signal, info, context);
+    }
+}
+
+/// Comes when the signal handler that runs on a part of the guard has returned; until then it is blocked.
+const RETURNED: libc::c_int = libc::SIGTRAP;
+/// Exception number of a page fault, and the bit of its error code that says that the address was to be executed.
+const PAGE_FAULT: u64 = 14;
+const FETCH: u64 = 16;
+/// Bytes below rsp that compiled code may use (psABI x86-64, 3.2.2).
+const RED_ZONE: u64 = 128;
+
+/// A signal handler of the host without `SA_ONSTACK` runs on the native stack of the handler that it interrupted, which may have left hardly
+/// anything of it. If that runs off it, it is lent a part of the guard. Gives whether it was so.
+///
+/// # Safety
+/// `mask` is the one that the interrupted code goes on with.
+unsafe fn lend_stack(signal: libc::c_int, machine: &libc::mcontext_t, mask: *mut libc::sigset_t) -> bool {
+    let register = |r: libc::c_int| machine.gregs[r as usize].cast_unsigned();
+    let is_access = register(libc::REG_TRAPNO) == PAGE_FAULT && register(libc::REG_ERR) & FETCH == 0;
+    if signal != libc::SIGSEGV || !is_access {
+        return false;
+    }
+    let runs_off = |cx: &&Context| register(libc::REG_CR2).wrapping_sub(cx.stack_start.wrapping_sub(LENT)) < LENT;
+    // SAFETY: this thread's current context; the pages belong to the native stack of the invocation, on which host code runs.
+    unsafe {
+        let Some(cx) = time::chain(thread::current()).find(runs_off) else { return false };
+        let start = (cx.stack_start - LENT) as *mut libc::c_void;
+        if libc::mprotect(start, LENT as usize, libc::PROT_READ | libc::PROT_WRITE) != 0 {
+            return false;
+        }
+        cx.lent.store(true, Ordering::Relaxed);
+        tell_return(mask);
+    }
+    true
+}
+
+/// Sends this thread [`RETURNED`], blocked for the interrupted code.
+///
+/// # Safety
+/// As for [`lend_stack`].
+unsafe fn tell_return(mask: *mut libc::sigset_t) {
+    // SAFETY: the caller's promise; of the mask only the word of this signal is touched.
+    unsafe {
+        libc::sigaddset(mask, RETURNED);
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::syscall(libc::SYS_gettid), RETURNED);
+    }
+}
+
+/// A signal handler that was lent stack has returned, or one that interrupted it. Takes back what is used no more; gives whether anything was lent.
+///
+/// # Safety
+/// As for [`lend_stack`].
+unsafe fn lender_returned(machine: &libc::mcontext_t, mask: *mut libc::sigset_t) -> bool {
+    let register = |r: libc::c_int| machine.gregs[r as usize].cast_unsigned();
+    let (rip, rsp) = (register(libc::REG_RIP), register(libc::REG_RSP));
+    let cx = thread::current();
+    // SAFETY: this thread's current context.
+    unsafe {
+        let is_lent = || time::chain(cx).any(|cx| cx.lent.load(Ordering::Relaxed));
+        if !is_lent() {
+            return false;
+        }
+        let stays_above = |cx: &&Context| {
+            let below = if may_end_at(cx, rip) || enter::is_entry_code(rip) { 0 } else { RED_ZONE };
+            (cx.stack_start + below..ptr::from_ref(*cx) as u64).contains(&rsp)
+        };
+        if let Some(cx) = cx.as_ref().filter(stays_above) {
+            take_back(cx);
+        }
+        // Another handler, which the one that has returned had interrupted, is still there.
+        if is_lent() {
+            tell_return(mask);
+        }
+    }
+    true
+}
+
+/// Makes what was lent of this native stack, if anything was, a guard again.
+///
+/// # Safety
+/// Nothing runs there.
+pub unsafe fn take_back(cx: &Context) {
+    if cx.lent.swap(false, Ordering::Relaxed) {
+        let start = (cx.stack_start - LENT) as *mut libc::c_void;
+        // SAFETY: the pages belong to the native stack, and hold nothing that is needed. Failing, it is only longer than it should be.
+        unsafe {
+            libc::madvise(start, LENT as usize, libc::MADV_DONTNEED);
+            libc::mprotect(start, LENT as usize, libc::PROT_NONE);
+        }
     }
 }
 

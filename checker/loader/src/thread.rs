@@ -13,6 +13,10 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Unmapped bytes below a native stack: more than any accepted frame can step over (design-review A6).
 const GUARD: u64 = DEPTH_LIMIT as u64 + (64 << 10);
+/// Bytes at the guard's upper end that signal handlers of the host are given to run on where the handler has left them too little. The rest of
+/// the guard is one still.
+pub const LENT: u64 = 60 << 10;
+const _: () = assert!(GUARD - LENT >= DEPTH_LIMIT as u64 + 8 && LENT.is_multiple_of(PAGE));
 /// Bytes of native stack that must be left when a host function is called; its callbacks run there.
 const GATE_RESERVE: u64 = 4 << 10;
 /// Size of the alternate signal stack, bytes; the frame of a CPU with AMX takes 11 KiB.

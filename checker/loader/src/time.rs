@@ -167,7 +167,7 @@ impl Clock {
 ///
 /// # Safety
 /// `innermost` is null or the current context of this thread, and the iterator is used before an invocation ends.
-unsafe fn chain(innermost: *mut Context) -> impl Iterator<Item = &'static Context> {
+pub unsafe fn chain(innermost: *mut Context) -> impl Iterator<Item = &'static Context> {
     // SAFETY: the caller's promise: contexts of running invocations stay mapped, and `outer` is 0 or such a context.
     let valid = |cx: *const Context| unsafe { cx.as_ref() };
     std::iter::successors(valid(innermost), move |cx| valid(cx.outer as *const Context))

@@ -4,6 +4,7 @@ use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END};
 use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
 use cordon_loader::{Arg, Error, Fault, FaultAccess, FaultKind, Imports, Memory, SIGNALS, Sharing, Window};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const SOURCE: &str = "
     .globl load\nload: mov %gs:(%edi),%rax; ret
@@ -109,46 +110,85 @@ fn stack_overflows_are_told_and_survived() {
     }
 }
 
-extern "C" fn on_host_signal(_: libc::c_int) {}
+static HOST_SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes 8 KiB of the stack that it runs on.
+extern "C" fn on_host_signal(_: libc::c_int) {
+    let bytes = [1_u8; 8 << 10];
+    HOST_SIGNALS.fetch_add(std::hint::black_box(&bytes).len() >> 13, Ordering::SeqCst);
+}
+
+/// `fill(at, n)` pushes n times 16 bytes, then says so at `at`, and waits.
+const FILL: &str = ".globl fill\nfill: push %rdi; dec %esi; jz 1f; call fill; pop %rdi; ret
+    1: movl $1,%gs:(%edi)\n2: jmp 2b
+    .globl divide\ndivide: xor %edx,%edx; div %edx; ret
+    .globl load\nload: mov %gs:0,%eax; ret";
+
+/// How `fill` ends if a signal of the host, whose handler runs on the native stack, comes when it waits.
+fn interrupted(w: &mut Window, rounds: u64) -> Fault {
+    let full = Memory::new("full", 4).expect("memory");
+    let at = w.share(&full, Sharing::ReadWrite).expect("shared");
+    // SAFETY: this thread's own name.
+    let thread = unsafe { libc::pthread_self() };
+    let signaller = std::thread::spawn(move || {
+        let mut word = [0; 4];
+        while word == [0; 4] {
+            full.read(0, &mut word).expect("readable");
+            std::thread::yield_now();
+        }
+        // SAFETY: the thread waits for this one.
+        unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+    });
+    let fault = fault(w, "fill", [at.into(), rounds]);
+    signaller.join().expect("it ends");
+    w.unshare(at).expect("shared");
+    fault
+}
+
+fn handle_host_signals() {
+    // SAFETY: the handler only counts.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_host_signal as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+    }
+}
 
 /// Without `SA_ONSTACK` a signal of the host needs room on the native stack; the kernel's word for its want of room is that of the fault before.
 #[test]
 fn a_signal_without_room_on_the_native_stack_ends_the_call() {
     crate::in_child("faults::a_signal_without_room_on_the_native_stack_ends_the_call", || {
-        const SOURCE: &str = ".globl fill\nfill: push %rdi; dec %esi; jz 1f; call fill; pop %rdi; ret
-            1: movl $1,%gs:(%edi)\n2: jmp 2b
-            .globl divide\ndivide: xor %edx,%edx; div %edx; ret
-            .globl load\nload: mov %gs:0,%eax; ret";
-        let mut w = Builder::new(SOURCE).window();
-        // SAFETY: the handler does nothing.
-        let thread = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_host_signal as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
-            libc::pthread_self()
-        };
+        let mut w = Builder::new(FILL).window();
+        handle_host_signals();
         for earlier in ["divide", "load"] {
             fault(&mut w, earlier, [0, 0]);
-            let full = Memory::new("full", 4).expect("memory");
-            let at = w.share(&full, Sharing::ReadWrite).expect("shared");
-            let signaller = std::thread::spawn(move || {
-                let read = || {
-                    let mut word = [0; 4];
-                    full.read(0, &mut word).expect("readable");
-                    word
-                };
-                while read() == [0; 4] {
-                    std::thread::yield_now();
-                }
-                // SAFETY: the thread waits for this one.
-                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
-            });
             // 16 bytes a round of 64 KiB.
-            let fault = fault(&mut w, "fill", [at.into(), 4095]);
+            let fault = interrupted(&mut w, 4095);
             assert_eq!((fault.kind, fault.address, fault.access), (FaultKind::NativeStackOverflow, None, None), "{earlier}");
-            signaller.join().expect("it ends");
-            w.unshare(at).expect("shared");
         }
+    });
+}
+
+/// Where there is room for the signal but not for its handler, the handler is lent more, whatever is left.
+#[test]
+fn handlers_that_fill_the_native_stack_do_not_end_a_host_whose_signal_handlers_run_there() {
+    crate::in_child("faults::handlers_that_fill_the_native_stack_do_not_end_a_host_whose_signal_handlers_run_there", || {
+        let mut w = Builder::new(FILL).window();
+        w.set_time_limit(Some(Duration::from_millis(40)));
+        handle_host_signals();
+        let mut ran = 0;
+        for rounds in (2900..4096).step_by(13) {
+            let before = HOST_SIGNALS.load(Ordering::SeqCst);
+            let kind = interrupted(&mut w, rounds).kind;
+            let now = HOST_SIGNALS.load(Ordering::SeqCst) - before;
+            // The handler goes on where the signal was told, and ends where it was lost.
+            assert_eq!(kind, if now == 1 { FaultKind::TimeLimit } else { FaultKind::NativeStackOverflow }, "{rounds}");
+            ran += usize::from(now == 1 && 16 * rounds > (64 << 10) - (8 << 10));
+            // The guard is where it was, and faults are told as ever.
+            assert_eq!(fault(&mut w, "fill", [HEAP.into(), 4097]).kind, FaultKind::NativeStackOverflow);
+            assert_eq!(fault(&mut w, "divide", [0, 0]).kind, FaultKind::Divide);
+        }
+        assert!(ran > 10, "{ran}");
     });
 }
 
