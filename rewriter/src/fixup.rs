@@ -7,6 +7,7 @@ use crate::functions::{CodeRef, exact_target};
 use crate::plan::Env;
 use crate::program::{Reloc, SectionId, SectionKind};
 use crate::select::GotWord;
+use crate::space::SELF;
 use crate::tables::TableKind;
 
 /// The canary at offset 0x28 of the thread control block: not secret, a zero byte in front stops string functions.
@@ -41,6 +42,7 @@ pub fn data(env: Env<'_>) -> Result<(Segment, Segment), Refusals> {
     }
     let mut fixed = |at: u32, value: u64| put(&mut data.bytes, (at - data.start) as usize, &value.to_le_bytes());
     fixed(space.thread_pointer, space.thread_pointer.into());
+    fixed(space.thread_pointer + SELF, space.thread_pointer.into());
     fixed(space.thread_pointer + 0x28, CANARY);
     fixed(space.arena_word, space.arena_top.into());
     if problems.is_empty() {

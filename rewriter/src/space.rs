@@ -23,6 +23,9 @@ const LEAST_ARENA: u32 = 1 << 16;
 const ARENA_HEADROOM: u32 = 8192;
 /// Bytes of thread control block at the thread pointer: self pointer at 0, canary at 0x28 (psABI 3.4.6).
 pub const TCB: u32 = 64;
+/// Where in it a second self pointer lies. Addresses of thread-local variables count from this one: a program's own C library moves the other to where
+/// it keeps what it knows of the thread, but the block stays.
+pub const SELF: u32 = 56;
 /// Number of slots that small code pointers can name below the null zone's end.
 const MAX_SLOTS: usize = 8192;
 /// Most bytes that sub-tables in the order of their tables' entries may take more than others: every window has a copy of all tables.

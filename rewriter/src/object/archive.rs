@@ -81,11 +81,18 @@ impl<'a> Archive<'a> {
     fn add(&mut self, object: ObjectFile<'a>) {
         let number = self.members.len();
         let defined = object.symbols.iter().filter(|s| s.bind != Bind::Local && s.at != At::Undefined);
-        for symbol in defined.filter(|s| crate::jumps::import(s.name).is_none()) {
+        for symbol in defined.filter(|s| !gives_way(s.name)) {
             let proper = (symbol.at != At::Common).then_some(number);
             let definers = self.definitions.entry(symbol.name).or_insert(Definers { any: number, proper });
             definers.proper = definers.proper.or(proper);
         }
         self.members.push(Some(object));
     }
+}
+
+/// Whether a function of this name is not taken out of archives: setjmp and longjmp give way to the loader's, and the resolver of thread-local
+/// addresses has nothing to resolve.
+#[must_use]
+pub fn gives_way(name: &str) -> bool {
+    crate::jumps::import(name).is_some() || name == crate::select::TLS_RESOLVER
 }

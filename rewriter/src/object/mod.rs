@@ -6,7 +6,7 @@
 //!
 //! Differences from `ld`, all on purpose: archives behave as between `--start-group` and `--end-group`; mergeable sections are not
 //! merged; `.dtors` and `.fini` are dropped (and `.fini_array` is used by whole programs only), because a handler never exits; unwind tables, notes and comments are dropped;
-//! hidden symbols are global within the image; setjmp and longjmp are not taken out of archives (`crate::jumps`); `__cordon_*` and `cordon.*`
+//! hidden symbols are global within the image; setjmp, longjmp and `__tls_get_addr` are not taken out of archives (`archive::gives_way`); `__cordon_*` and `cordon.*`
 //! are reserved; malformed input that `ld` lets pass (overlapping sections or relocations, say) is refused.
 
 mod archive;

@@ -142,7 +142,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Takes `object` in; `member`: out of an archive, whose setjmp and longjmp give way to the loader's.
+    /// Takes `object` in; `member`: out of an archive, some of whose names give way.
     fn load(&mut self, object: ObjectFile<'a>, member: bool, report: &mut Report) {
         let number = self.link.objects.len();
         let discarded = self.discard(&object);
@@ -151,7 +151,7 @@ impl<'a> Loader<'a> {
                 continue;
             }
             let lost = matches!(symbol.at, At::Section(s) if discarded[s] || !matches!(object.sections[s].role, Role::Kept(_)));
-            let replaced = member && crate::jumps::import(symbol.name).is_some();
+            let replaced = member && super::archive::gives_way(symbol.name);
             let new = incoming(symbol, number, index, lost || replaced);
             match self.link.globals.get(symbol.name).copied() {
                 None => {

@@ -3,10 +3,10 @@
 use super::{Borrow, Env, Planned, Planner, encode, is_wide_move, names_stack_pointer, ok};
 use crate::body::Node;
 use crate::elf;
-use crate::functions::{CodeRef, exact_target};
+use crate::functions::{CodeRef, exact_target, relocs_at};
 use crate::program::{Definition, Reloc, SectionKind};
 use crate::select::{GotWord, TRAPS, code_bias, import_name};
-use crate::space::TCB;
+use crate::space::{SELF, TCB};
 use crate::transfer::{displacement_reloc, immediate_reloc, is_got};
 use cordon_checker::policy::Host;
 use cordon_checker::{Mode, Protect, describe_in};
@@ -146,6 +146,9 @@ impl Planner<'_> {
                     return Err(("segment-access", message));
                 }
                 self.note("thread-local: the window's block");
+                if !named && (base, index, disp) == (Register::None, Register::None, 0) && self.names_thread_offsets() {
+                    disp = i64::from(SELF);
+                }
                 disp += i64::from(self.env.space.thread_pointer);
             }
             Register::GS => return Err(("segment-access", format!("`{}` uses gs", node.insn))),
@@ -252,6 +255,13 @@ impl Planner<'_> {
         };
         insn.set_memory_displ_size(size);
         Ok(())
+    }
+
+    /// Whether the function computes addresses of thread-local variables, for which it adds up their offsets and the thread pointer.
+    fn names_thread_offsets(&self) -> bool {
+        let is_offset = |r: &Reloc| matches!(r.kind, elf::R_X86_64_TPOFF32 | elf::R_X86_64_TPOFF64 | elf::R_X86_64_GOTTPOFF);
+        let relocs = |node: &Node| relocs_at(self.env.program, node.key.at, node.insn.len());
+        self.body.nodes.iter().any(|node| relocs(node).iter().any(is_offset))
     }
 
     /// The displacement of the original operand with its relocation applied (rip-relative ones as absolute offsets).

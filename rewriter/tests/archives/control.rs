@@ -3,7 +3,7 @@
 use crate::code::{Window, constant, load, narrow, store, window};
 use crate::compare::{Comparison, Context, Form, import_name};
 use crate::image::Table;
-use crate::original::{Meaning, Place};
+use crate::original::{Meaning, Place, TLS_RESOLVER};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use object::elf;
 
@@ -104,6 +104,11 @@ impl Comparison<'_> {
             return self.setjmp(context, &code);
         }
         let (first, rest) = code.split_first().ok_or("no call")?;
+        if matches!(target, Meaning::Absent { name, .. } if name == TLS_RESOLVER) {
+            let given = first.code() == Code::Mov_rm64_r64
+                && (first.op0_register(), first.op1_register()) == (Register::RAX, Register::RDI);
+            return if given && rest.is_empty() { Ok("thread-local address: as given") } else { Err("another address".into()) };
+        }
         let (form, returns) = match target {
             Meaning::Place(to) if first.code() == Code::Call_rel32_64 => {
                 self.goes_to(first, *to)?;

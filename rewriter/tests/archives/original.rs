@@ -72,9 +72,21 @@ pub struct Originals {
     globals: HashMap<String, (usize, usize)>,
 }
 
-/// Functions that the host provides whoever defines them.
-const OF_THE_HOST: [&str; 9] =
-    ["setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "longjmp", "_longjmp", "siglongjmp", "__longjmp_chk"];
+/// Functions that give way to something else, whoever defines them.
+const OF_THE_HOST: [&str; 10] = [
+    "setjmp",
+    "_setjmp",
+    "__setjmp",
+    "sigsetjmp",
+    "__sigsetjmp",
+    "longjmp",
+    "_longjmp",
+    "siglongjmp",
+    "__longjmp_chk",
+    TLS_RESOLVER,
+];
+/// Its argument is the address already.
+pub const TLS_RESOLVER: &str = "__tls_get_addr";
 
 /// `SHN_COMMON` of the symbol `index`, as a section number.
 const COMMON: usize = 1 << 20;

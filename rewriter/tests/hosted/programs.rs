@@ -36,6 +36,20 @@ fn the_c_library_behaves_as_natively() {
 }
 
 #[test]
+fn thread_local_variables_have_one_place_whatever_the_c_library_does_with_the_thread_pointer() {
+    let desk = Desk::new();
+    desk.native("thread_local", &["thread_local.c"], &["-O2"]);
+    let models =
+        ["-ftls-model=global-dynamic", "-ftls-model=local-dynamic", "-ftls-model=initial-exec", "-ftls-model=local-exec"];
+    for (model, pic) in models.iter().zip(["-fPIC", "-fPIC", "-fPIC", "-fPIE"]) {
+        for (level, compiler) in [("-O0", "gcc"), ("-O2", "gcc"), ("-O0", "clang-19"), ("-O2", "clang-19")] {
+            desk.image("thread_local", &["thread_local.c"], &[level, model, pic, "--cc", compiler]);
+            assert_eq!(both(&desk, "thread_local", &[], "").1, "16 16 3 78 83\n1 1\n", "{level} {model} {compiler}");
+        }
+    }
+}
+
+#[test]
 fn words_lines_and_expressions_are_those_of_native_programs() {
     let desk = Desk::new();
     for name in ["words", "lines", "calc"] {
