@@ -4,7 +4,7 @@ use crate::elf;
 use crate::liveness::CALLER_SAVED;
 use crate::program::{Definition, Program, Reloc, SectionId, SectionKind, SymbolKind};
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use std::collections::BTreeMap;
 
 /// A place in original code: section and byte offset.
@@ -404,7 +404,9 @@ impl ReturnWalk<'_> {
             match insn.flow_control() {
                 FlowControl::Return | FlowControl::IndirectBranch => return true,
                 FlowControl::Exception | FlowControl::Interrupt => {
-                    if insn.code() == Code::INVALID || insn.code() == Code::Ud2 || insn.code() == Code::Int3 {
+                    if insn.code() == Code::INVALID
+                        || matches!(insn.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Int3)
+                    {
                         continue;
                     }
                     work.push(next);

@@ -40,6 +40,9 @@ const DEBUG: [&str; 5] = [".debug_info", ".debug_abbrev", ".debug_line", ".debug
 const UNUSED: [&str; 8] =
     [".eh_frame", ".gcc_except_table", ".note", ".comment", ".tm_clone_table", ".dtors", ".fini", ".sframe"];
 
+/// What clang's -fsanitize=kcfi leaves beside code that reads a word in front of the functions it calls; code is nothing that can be read.
+const TYPE_CHECKS: &str = ".kcfi_traps";
+
 /// Constructor arrays, see [`run_order`].
 const CONSTRUCTORS: [&str; 3] = [".preinit_array", ".init_array", ".ctors"];
 
@@ -67,6 +70,9 @@ pub(super) fn role(section: Traits) -> Role {
     }
     if has(elf::SHF_EXCLUDE) {
         return Role::Dropped;
+    }
+    if section.name == TYPE_CHECKS {
+        return Role::Refused("reads-code", "calls read a word in front of the function (-fsanitize=kcfi); compile it without");
     }
     if !has(elf::SHF_ALLOC) {
         return if has(elf::SHF_EXECINSTR) && section.name == ".note.GNU-stack" {
@@ -214,6 +220,7 @@ mod tests {
         assert_eq!(code(traits(".text", A | W | X)), "writable-code");
         assert_eq!(code(traits(".text", X)), "unallocated-code");
         assert_eq!(code(traits(".note.GNU-stack", X)), "executable-stack");
+        assert_eq!(code(traits(".kcfi_traps", A)), "reads-code");
         assert_eq!(code(Traits { align: 24, ..traits(".data", A | W) }), "bad-alignment");
         assert_eq!(code(Traits { align: 1 << 63, ..traits(".data", A | W) }), "bad-alignment");
         assert_eq!(code(Traits { size: u64::MAX, ..traits(".data", A | W) }), "section-too-large");

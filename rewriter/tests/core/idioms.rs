@@ -120,3 +120,13 @@ fn a_register_of_the_x87_is_freed_and_popped_by_a_store_to_itself() {
 fn a_relocation_of_no_field_is_refused() {
     assert_eq!(refusal("mov $1,%eax\n.reloc .-5,R_X86_64_32,v\n ret\n.data\nv: .long 1\n.text\n").0, "unsupported-relocation");
 }
+
+#[test]
+fn a_function_that_ends_in_any_undefined_instruction_does_not_return() {
+    // clang's sanitizers trap by ud1.
+    for trap in ["ud2", "ud1 (%eax),%eax", "int3", "ud0 (%eax),%eax"] {
+        rewrite(&format!(
+            "push %rbx\n call g\n.size f,.-f\n .quad 0x35f23ebcc105cafe\n.type g,@function\ng: push %rax\n {trap}\n.size g,.-g\nh: ret\n"
+        ));
+    }
+}
