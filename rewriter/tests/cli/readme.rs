@@ -43,6 +43,17 @@ fn the_first_handler_of_the_readme_works() {
 }
 
 #[test]
+fn the_first_handler_in_rust_of_the_readme_works() {
+    let (text, desk) = (readme(), Desk::new());
+    let source = block(&text, "lines.rs");
+    desk.write("lines.rs", &source);
+    let output = shell(&block(&text, "rust"), desk.folder());
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(shown.contains(&format!("result = {}\n", source.lines().count())), "{shown}");
+}
+
+#[test]
 fn the_first_kernel_handler_of_the_readme_is_accepted() {
     let (text, desk) = (readme(), Desk::new());
     desk.write("udp.c", block(&text, "udp.c"));
