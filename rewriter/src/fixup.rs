@@ -127,13 +127,23 @@ fn no_lost_table(env: Env<'_>, id: SectionId, reloc: &Reloc) -> Result<(), Reaso
     if env.space.function_slots.contains_key(&at) && !relative {
         return Ok(());
     }
-    // A relative entry's target depends on where its table starts, which only the jump knows: the function around it is what can be told.
-    let around = |body: &&crate::body::Body| {
-        let range = env.functions.containing(body.entry);
-        range.is_some_and(|r| body.entry.section == section && r.start <= offset && offset < r.end)
+    // A relative entry's target depends on where its table starts, which only the jump knows: the function around it is what can be told. It may
+    // lie in front of that function, in one that is not reached, if the table starts where code refers to last before the entry.
+    let owner = |offset: u64| {
+        let around = |body: &crate::body::Body| {
+            let range = env.functions.containing(body.entry);
+            range.is_some_and(|r| body.entry.section == section && r.start <= offset && offset < r.end)
+        };
+        env.chosen.bodies.iter().position(around)
     };
-    let owner = env.chosen.bodies.iter().position(|b| around(&b));
-    match owner {
+    if relative && let Some(start) = env.functions.last_reference(id, reloc.offset) {
+        let first = offset.wrapping_sub(reloc.offset - start);
+        let unreached = env.functions.containing(CodeRef { section, offset: first }).is_some() && owner(first).is_none();
+        if unreached {
+            return Ok(());
+        }
+    }
+    match owner(offset) {
         Some(index) if relative || env.space.label_value(index, at).is_none() => {
             let name = &env.chosen.bodies[index].name;
             let section = &env.program.section(id).name;

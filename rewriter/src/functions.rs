@@ -176,6 +176,13 @@ impl Functions {
         list.get(list.partition_point(|&r| r <= offset)).copied().unwrap_or(u64::MAX)
     }
 
+    /// Last offset up to `offset` in a data section that code refers to.
+    #[must_use]
+    pub fn last_reference(&self, section: SectionId, offset: u64) -> Option<u64> {
+        let list = self.referenced.get(&section)?;
+        list.partition_point(|&r| r <= offset).checked_sub(1).map(|i| list[i])
+    }
+
     /// Whether the function that starts at `at` never returns.
     #[must_use]
     pub fn is_noreturn(&self, at: CodeRef) -> bool {

@@ -1,8 +1,9 @@
 //! Indirect transfers: what is a switch, what a tail call, what neither.
 
-use crate::assemble::{Made, refusal, rewrite, rewrite_in};
+use crate::assemble::{Made, assemble, refusal, rewrite, rewrite_in};
 use cordon_checker::layout::Slot;
 use cordon_checker::{Mode, Protect};
+use cordon_rewriter::{Options, object::Input};
 
 /// `and $mask,%eax; op *%gs:disp(%rax)`.
 fn unit(mask: u8, operation: u8, disp: u32) -> Vec<u8> {
@@ -209,4 +210,16 @@ fn table_ends_where_the_next_object_is_compared_with_a_wide_immediate() {
         ".section .rodata\nt: .long 1b-t,2b-t\nx: .long 7\n.text\n"
     ));
     assert_eq!(made.0.parts.note.sub_tables[0].1.len(), 2, "both cases");
+}
+
+/// Debian's libexpat (xmlrole.o): the last entries of the switch of a function that nothing reaches seem to refer to the function behind it.
+#[test]
+fn entries_of_a_function_that_is_not_reached_refer_to_it() {
+    let switch =
+        "cmp $31,%edi\n ja 1f\n lea t(%rip),%rcx\n movslq (%rcx,%rdi,4),%rax\n add %rcx,%rax\n jmp *%rax\n1: ret\n2: ret\n";
+    let table = ".section .rodata\n.balign 4\nother: .quad 1\nt: .rept 32\n .long 2b-t\n.endr\n.text\n";
+    let body = "mov other(%rip),%rax\n .rept 40\n inc %eax\n .endr\n ret\n.size f,.-f\n";
+    let source = format!(".text\n.type u,@function\nu: {switch}.size u,.-u\n.globl f\n.type f,@function\nf: {body}{table}");
+    let inputs = [Input { name: "f.o".into(), bytes: assemble(&source) }];
+    cordon_rewriter::rewrite(&inputs, &Options::default()).unwrap_or_else(|refusals| panic!("{refusals}"));
 }
