@@ -392,6 +392,8 @@ fn refused(insn: &Instruction, lacking: Option<&str>) -> Reason {
         ("unsupported-instruction", format!("`{insn}` needs {feature}, which the host does not allow"))
     } else if privileged {
         ("privileged-instruction", format!("`{insn}` is not for handlers"))
+    } else if insn.cpuid_features().iter().any(|feature| format!("{feature:?}").starts_with("AVX512")) {
+        ("unsupported-instruction", format!("`{insn}` is of AVX-512, which has no accepted form; compile with -mno-avx512f"))
     } else {
         ("unsupported-instruction", format!("`{insn}` has no accepted form"))
     }

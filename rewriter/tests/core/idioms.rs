@@ -1,6 +1,7 @@
 //! Idioms of hand-written code and of C libraries.
 
-use crate::assemble::{refusal, rewrite};
+use crate::assemble::{refusal, refusal_with, rewrite};
+use cordon_rewriter::Options;
 
 #[test]
 fn a_copy_from_high_to_low_addresses_is_a_loop() {
@@ -128,5 +129,14 @@ fn a_function_that_ends_in_any_undefined_instruction_does_not_return() {
         rewrite(&format!(
             "push %rbx\n call g\n.size f,.-f\n .quad 0x35f23ebcc105cafe\n.type g,@function\ng: push %rax\n {trap}\n.size g,.-g\nh: ret\n"
         ));
+    }
+}
+
+#[test]
+fn a_refused_instruction_of_avx_512_comes_with_the_option_that_avoids_it() {
+    for insn in ["vaddps %zmm0,%zmm1,%zmm2", "vpaddd (%rdi),%ymm16,%ymm0", "kmovw %k1,%eax"] {
+        let refused = refusal_with(&Options::default(), &format!("{insn}\n ret\n"));
+        assert_eq!(refused.code, "unsupported-instruction", "{insn}");
+        assert!(refused.message.ends_with("; compile with -mno-avx512f"), "{}", refused.message);
     }
 }
