@@ -18,8 +18,8 @@ pub fn frame_bytes(arguments: i32) -> i32 {
     16 + (arguments + 15) / 16 * 16
 }
 
-/// Most bytes of stack arguments. Room of a constant size beyond it is an allocation; what is taken back of that size is refused.
-const MOST: i32 = 8192;
+/// Most bytes of stack arguments. What may be more is refused: an allocation of a constant size looks like room for them.
+pub const MOST: i32 = 64 << 10;
 /// Bytes of stack arguments that are copied without a loop.
 const FEW: i32 = 256;
 
@@ -44,7 +44,7 @@ pub fn arguments(body: &Body) -> BTreeMap<Key, i32> {
         }
     }
     let calls = body.nodes.iter().zip(bytes).filter(|(node, _)| node.state.dynamic && node.callee().is_some());
-    calls.map(|(node, bytes)| (node.key, (bytes.unwrap_or(0) + 7) & !7)).collect()
+    calls.map(|(node, bytes)| (node.key, (bytes.unwrap_or(0).min(MOST + 1) + 7) & !7)).collect()
 }
 
 /// Bytes of possible stack arguments behind `insn`, if there were `before` in front of it.
@@ -52,17 +52,17 @@ fn arguments_after(insn: &Instruction, before: i32) -> i32 {
     let from_rsp = insn.op_count() > 0 && insn.memory_base() == Register::RSP && insn.memory_index() == Register::None;
     let named = |bytes: usize| {
         let end = insn.memory_displacement64().cast_signed().saturating_add(bytes as i64);
-        i32::try_from(end).ok().filter(|end| (0..=MOST).contains(end)).unwrap_or(0)
+        i32::try_from(end).unwrap_or(0).max(0)
     };
     match insn.mnemonic() {
-        Mnemonic::Push => before + 8,
+        Mnemonic::Push => before.saturating_add(8),
         Mnemonic::Pop => (before - 8).max(0),
         _ if insn.op0_kind() == OpKind::Register && insn.op0_register() == Register::RSP => match room_made(insn) {
-            Some(room) if room <= MOST && before + room <= MOST => (before + room).max(0),
+            Some(room) => before.saturating_add(room).max(0),
             None if matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) => before,
             // From a copy of rsp.
             None if insn.mnemonic() == Mnemonic::Lea => {
-                i32::try_from(insn.memory_displacement64().cast_signed().saturating_neg()).unwrap_or(0).clamp(0, MOST)
+                i32::try_from(insn.memory_displacement64().cast_signed().saturating_neg()).unwrap_or(0).max(0)
             }
             _ => 0,
         },
@@ -81,7 +81,7 @@ fn named_by_sum(nodes: &[Node], id: usize) -> i32 {
     let behind = nodes[id + 1..].iter().take(NEAR).map(|n| &n.insn);
     let mut sums = behind.filter(|i| i.mnemonic() == Mnemonic::Add && i.op0_register() == insn.op0_register());
     let sum = sums.next().and_then(|i| i.try_immediate(1).ok()).and_then(|sum| i32::try_from(sum).ok());
-    sum.filter(|sum| (0..=MOST).contains(sum)).unwrap_or(0) & !7
+    sum.unwrap_or(0).max(0) & !7
 }
 
 /// Instructions behind a copy of rsp that are looked at.
@@ -175,12 +175,6 @@ impl Planner<'_> {
     pub(crate) fn dynamic_move(&mut self, id: u32, node: &Node) -> Planned<()> {
         self.note("alloca: memory from the arena, native depth stays static");
         let insn = &node.insn;
-        if room_made(insn).is_some_and(|room| room < -MOST) {
-            return Err((
-                "unsupported-instruction",
-                format!("`{insn}`: more than {MOST} bytes of stack arguments after `alloca`"),
-            ));
-        }
         let scratch = self.borrow(id, insn, &[]);
         if !node.state.dynamic {
             self.enter(scratch)?;
@@ -366,6 +360,10 @@ impl Planner<'_> {
             return Ok(());
         }
         let insn = node.insn;
+        if bytes > MOST {
+            let message = format!("`{insn}`: more than {MOST} bytes below what `alloca` gave may be its stack arguments");
+            return Err(("unsupported-instruction", message));
+        }
         let top = self.borrow(id, &insn, &CALL_REGISTERS);
         let word = self.borrow(id, &insn, &[&CALL_REGISTERS[..], &[top.register]].concat());
         self.keep(top, 0)?;

@@ -4,6 +4,7 @@ use crate::Options;
 use crate::body::{Body, Context, Flow};
 use crate::diag::{Diagnostic, Place, Refusals};
 use crate::dispatch::may_be_in_order;
+use crate::dynamic;
 use crate::functions::CodeRef;
 use crate::kernel;
 use crate::program::{Program, SectionId, SectionKind};
@@ -19,8 +20,6 @@ const PAGE: u32 = 4096;
 const GAP: u32 = 0x1_0000;
 /// Fewest bytes of arena for `alloca` and variable-length arrays; else as many as the stack has.
 const LEAST_ARENA: u32 = 1 << 16;
-/// Above the arena pointer's start, for stack arguments read past it.
-const ARENA_HEADROOM: u32 = 8192;
 /// Bytes of thread control block at the thread pointer: self pointer at 0, canary at 0x28 (psABI 3.4.6).
 pub const TCB: u32 = 64;
 /// Where in it a second self pointer lies. Addresses of thread-local variables count from this one: a program's own C library moves the other to where
@@ -228,6 +227,7 @@ impl Space {
     fn areas(&mut self, chosen: &Selection, options: &Options) -> Result<(), Refusals> {
         let page = |n: u32| n.checked_next_multiple_of(PAGE).ok_or_else(|| too_big("an area"));
         let mut at = self.data.1;
+        let headroom = dynamic::MOST.cast_unsigned().min(self.policy().max_depth);
         let mut area = |size: u32, what: &str| -> Result<(u32, u32), Refusals> {
             let start = at.checked_add(GAP).ok_or_else(|| too_big(what))?;
             let end = start.checked_add(page(size)?).ok_or_else(|| too_big(what))?;
@@ -235,7 +235,9 @@ impl Space {
             Ok((start, end))
         };
         self.argument = area(options.argument, "the argument area")?;
-        let arena = if chosen.uses_arena { Some(area(options.stack.max(LEAST_ARENA), "the arena")?) } else { None };
+        // The headroom is for stack arguments that calls take along from above the arena pointer's start, where there are none.
+        let size = options.stack.max(LEAST_ARENA).saturating_add(headroom);
+        let arena = if chosen.uses_arena { Some(area(size, "the arena")?) } else { None };
         self.heap = area(options.heap, "the heap")?;
         let stack_top = layout::USER_STACK_LOW + 8 + self.stack_shift;
         let stack = (
@@ -245,7 +247,7 @@ impl Space {
         if stack.0.checked_sub(self.policy().max_depth + GAP).is_none_or(|low| low < self.heap.1) {
             return Err(too_big("heap and stack"));
         }
-        self.arena_top = arena.map_or(0, |a| a.1 - ARENA_HEADROOM);
+        self.arena_top = arena.map_or(0, |a| a.1 - headroom);
         let region = |(start, end): (u32, u32), kind| Region { start, end, kind };
         let mut all = vec![
             region(self.rodata, RegionKind::Rodata),

@@ -140,3 +140,15 @@ fn a_refused_instruction_of_avx_512_comes_with_the_option_that_avoids_it() {
         assert!(refused.message.ends_with("; compile with -mno-avx512f"), "{}", refused.message);
     }
 }
+
+#[test]
+fn a_call_whose_stack_arguments_may_be_more_than_are_copied_is_refused() {
+    // Room for arguments or what is allocated: the size alone cannot tell, nor that it is not taken back at the function's end.
+    let body = |room: u32| {
+        format!(
+            "push %rbp\n mov %rsp,%rbp\n sub %rdi,%rsp\n sub ${room},%rsp\n call g\n leave\n ret\n.size f,.-f\n.type g,@function\ng: ret\n"
+        )
+    };
+    rewrite(&body(1 << 16));
+    assert_eq!(refusal(&body((1 << 16) + 16)).0, "unsupported-instruction");
+}
