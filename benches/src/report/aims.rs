@@ -64,7 +64,11 @@ const OBSTACLES: [(&str, &str); 3] = [
 /// ordinary window.
 const CHAINS: [&str; 2] = ["chase", "hash"];
 /// Why programs miss [`WORST`].
-const CAUSES: [(&str, &str); 2] = [
+const CAUSES: [(&str, &str); 3] = [
+    (
+        "ds_list",
+        "2 MiB of links in pages that lie elsewhere in each process: more than a processor's own cache holds, now faster and now slower",
+    ),
     ("fsm", "jumps through a table of code addresses, one load more than natively"),
     ("vm_switch", "jumps through a table of code addresses, one load more than natively"),
 ];
