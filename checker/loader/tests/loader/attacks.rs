@@ -1,7 +1,7 @@
 //! Attacks that once worked, or that only the text of a rule keeps from working.
 
 use crate::builder::{Builder, Built, HEAP, HEAP_END, Header, options, write_header};
-use crate::in_child;
+use crate::{handle, in_child};
 use cordon_checker::LayoutError;
 use cordon_checker::layout::{Region, RegionKind, Slot};
 use cordon_checker::note::{NoteError, NoteSpec};
@@ -164,10 +164,7 @@ fn windows_are_not_entered_on_the_alternate_signal_stack() {
         assert_eq!(call("ok").expect("returns"), 7);
         // SAFETY: the handler does on purpose what hosts should not; nothing else runs in this process.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_user_signal as *const () as usize;
-            action.sa_flags = libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+            handle(libc::SIGUSR1, libc::SA_ONSTACK, on_user_signal);
             assert_eq!(libc::raise(libc::SIGUSR1), 0);
         }
         assert!(call("trap").expect_err("traps").fault().is_some());
@@ -183,6 +180,30 @@ extern "C" fn on_interruption(_: libc::c_int) {
     let called = TARGET.with(|w| w.borrow_mut().as_mut().expect("a window").call("add", &[Arg::Int(count)]));
     // It may have interrupted the handler of the time limit.
     assert!(matches!(called, Ok(sum) if sum == count + 1000) || matches!(called, Err(Error::SignalStack)), "{called:?}");
+}
+
+/// Does rounds, numbered from 1, for two seconds, while SIGUSR2 interrupts them all the time; `handler`, which calls a window, has run once before.
+fn under_interruptions(handler: extern "C" fn(libc::c_int), mut round: impl FnMut(u64)) {
+    // SAFETY: the handler calls nothing that a round may have left half done; nothing else uses the signal.
+    let thread = unsafe {
+        handle(libc::SIGUSR2, 0, handler);
+        assert_eq!(libc::raise(libc::SIGUSR2), 0);
+        libc::pthread_self()
+    };
+    let started = Instant::now();
+    let running = || started.elapsed() < Duration::from_secs(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while running() {
+                // SAFETY: the thread waits for this one at the end of the scope.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        for number in (1..).take_while(|_| running()) {
+            round(number);
+        }
+    });
 }
 
 /// Windows that a signal handler calls change nothing for the call that it interrupts, wherever that is: its native stack, target and
@@ -204,31 +225,10 @@ fn calls_inside_signal_handlers_change_no_call_that_they_interrupt() {
         // In the fast window a segment base of 0 is somebody's.
         let (mut first, mut second, inner) = (window(3, true), window(5, false), window(1000, false));
         TARGET.with(|w| *w.borrow_mut() = Some(inner));
-        // SAFETY: the handler calls nothing that the code below may have left half done; nothing else uses the signal.
-        let thread = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_interruption as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
-            assert_eq!(libc::raise(libc::SIGUSR2), 0);
-            libc::pthread_self()
-        };
-        let started = Instant::now();
-        let running = || started.elapsed() < Duration::from_secs(2);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while running() {
-                    // SAFETY: the thread waits for this one at the end of the scope.
-                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
-                    std::thread::sleep(Duration::from_micros(20));
-                }
-            });
-            let mut rounds = 0;
-            while running() {
-                rounds += 1;
-                assert_eq!(first.call("add", &[Arg::Int(rounds)]).expect("returns"), rounds + 3);
-                assert_eq!(first.call("sum", &[]).expect("returns"), 3 * 64);
-                assert_eq!(second.call("sum", &[]).expect("returns"), 5 * 64);
-            }
+        under_interruptions(on_interruption, |round| {
+            assert_eq!(first.call("add", &[Arg::Int(round)]).expect("returns"), round + 3);
+            assert_eq!(first.call("sum", &[]).expect("returns"), 3 * 64);
+            assert_eq!(second.call("sum", &[]).expect("returns"), 5 * 64);
         });
         assert!(INTERRUPTIONS.load(Ordering::Relaxed) > 100, "hardly interrupted");
     });
@@ -253,30 +253,10 @@ fn calls_inside_signal_handlers_take_native_stacks_of_their_own() {
             inner.lock().expect("nothing panics").call("f", &[Arg::Int(n)]).expect("returns")
         });
         let mut windows = [0x1_0000, 0x2_0000, 0x3_0000].map(|stack| window(stack, &imports));
-        // SAFETY: as above; it interrupts what has the window of the host function, but calls another one.
-        let thread = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_interruption as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
-            assert_eq!(libc::raise(libc::SIGUSR2), 0);
-            libc::pthread_self()
-        };
-        let started = Instant::now();
-        let running = || started.elapsed() < Duration::from_secs(2);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while running() {
-                    // SAFETY: the thread waits for this one at the end of the scope.
-                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
-                    std::thread::sleep(Duration::from_micros(20));
-                }
-            });
-            let mut rounds = 0;
-            while running() {
-                rounds += 1;
-                for window in &mut windows {
-                    assert_eq!(window.call("f", &[Arg::Int(rounds)]).expect("returns"), 2 * (rounds + 3));
-                }
+        // The signal interrupts what has the window of the host function, but calls another one.
+        under_interruptions(on_interruption, |round| {
+            for window in &mut windows {
+                assert_eq!(window.call("f", &[Arg::Int(round)]).expect("returns"), 2 * (round + 3));
             }
         });
     });
@@ -303,31 +283,13 @@ fn calls_inside_signal_handlers_meet_no_limit_of_a_call_that_is_over() {
         starving.set_fuel(Some(3)).expect("metered");
         TARGET.with(|w| *w.borrow_mut() = Some(metered.window()));
         let mut plain = Builder::new(".globl f\nf: mov $7,%eax; ret").window();
-        // SAFETY: the handler calls nothing that the code below may have left half done; nothing else uses the signal.
-        let thread = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_metered_interruption as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
-            libc::pthread_self()
-        };
         assert_eq!(plain.call("f", &[]).expect("returns"), 7);
-        let started = Instant::now();
-        let running = || started.elapsed() < Duration::from_secs(2);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while running() {
-                    // SAFETY: the thread waits for this one at the end of the scope.
-                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
-                    std::thread::sleep(Duration::from_micros(20));
-                }
-            });
-            while running() {
-                LIMITED.store(true, Ordering::SeqCst);
-                let fault = starving.call("pay", &[]).expect_err("out of fuel");
-                assert_eq!(fault.fault().map(|fault| fault.kind), Some(FaultKind::Fuel), "{fault}");
-                LIMITED.store(false, Ordering::SeqCst);
-                assert_eq!(plain.call("f", &[]).expect("returns"), 7);
-            }
+        under_interruptions(on_metered_interruption, |_| {
+            LIMITED.store(true, Ordering::SeqCst);
+            let fault = starving.call("pay", &[]).expect_err("out of fuel");
+            assert_eq!(fault.fault().map(|fault| fault.kind), Some(FaultKind::Fuel), "{fault}");
+            LIMITED.store(false, Ordering::SeqCst);
+            assert_eq!(plain.call("f", &[]).expect("returns"), 7);
         });
         assert!(INTERRUPTIONS.load(Ordering::Relaxed) > 0, "never interrupted");
     });
@@ -351,9 +313,7 @@ fn host_functions_may_end_the_process() {
     let status = crate::child_status(name, || {
         // SAFETY: both functions do what such functions may.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_host_fault as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()), 0);
+            handle(libc::SIGSEGV, 0, on_host_fault);
             assert_eq!(libc::atexit(at_exit), 0);
         }
         let imports = Imports::new().function("end", |_, _| std::process::exit(7));

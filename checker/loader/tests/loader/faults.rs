@@ -1,6 +1,7 @@
 //! Faults of every kind end the call with a report, and the window goes on.
 
 use crate::builder::{Builder, DATA, HEAP, HEAP_END, RODATA, TABLE_END};
+use crate::handle;
 use cordon_checker::layout::{USER_STACK_LOW, USER_STACK_SHIFT};
 use cordon_loader::{Arg, Error, Fault, FaultAccess, FaultKind, Imports, Memory, SIGNALS, Sharing, Window};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -145,21 +146,13 @@ fn interrupted(w: &mut Window, rounds: u64) -> Fault {
     fault
 }
 
-fn handle_host_signals() {
-    // SAFETY: the handler only counts.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_host_signal as *const () as usize;
-        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
-    }
-}
-
 /// Without `SA_ONSTACK` a signal of the host needs room on the native stack; the kernel's word for its want of room is that of the fault before.
 #[test]
 fn a_signal_without_room_on_the_native_stack_ends_the_call() {
     crate::in_child("faults::a_signal_without_room_on_the_native_stack_ends_the_call", || {
         let mut w = Builder::new(FILL).window();
-        handle_host_signals();
+        // SAFETY: the handler only counts.
+        unsafe { handle(libc::SIGUSR1, 0, on_host_signal) };
         for earlier in ["divide", "load"] {
             fault(&mut w, earlier, [0, 0]);
             // 16 bytes a round of 64 KiB.
@@ -175,7 +168,8 @@ fn handlers_that_fill_the_native_stack_do_not_end_a_host_whose_signal_handlers_r
     crate::in_child("faults::handlers_that_fill_the_native_stack_do_not_end_a_host_whose_signal_handlers_run_there", || {
         let mut w = Builder::new(FILL).window();
         w.set_time_limit(Some(Duration::from_millis(40)));
-        handle_host_signals();
+        // SAFETY: the handler only counts.
+        unsafe { handle(libc::SIGUSR1, 0, on_host_signal) };
         let mut ran = 0;
         for rounds in (2900..4096).step_by(13) {
             let before = HOST_SIGNALS.load(Ordering::SeqCst);
@@ -257,10 +251,7 @@ fn host_signals_interrupt_handlers() {
             CHAINED.store(0, Ordering::Relaxed);
             // SAFETY: the action only counts; the timer belongs to this process alone.
             unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = count as *const () as usize;
-                action.sa_flags = flags | libc::SA_RESTART;
-                libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
+                handle(libc::SIGALRM, flags | libc::SA_RESTART, count);
                 let every = libc::timeval { tv_sec: 0, tv_usec: 200 };
                 let timer = libc::itimerval { it_interval: every, it_value: every };
                 libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());

@@ -39,6 +39,20 @@ fn child_status(name: &str, body: impl FnOnce()) -> Option<ExitStatus> {
     Some(output.status)
 }
 
+/// Gives `signal` an action with the flags `flags`.
+///
+/// # Safety
+/// `handler` may interrupt whatever the process does.
+unsafe fn handle(signal: libc::c_int, flags: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the caller's promise; a zeroed action is valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+    }
+}
+
 /// As [`child_status`], for a body that must succeed.
 fn in_child(name: &str, body: impl FnOnce()) {
     if let Some(status) = child_status(name, body) {

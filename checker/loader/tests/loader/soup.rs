@@ -146,10 +146,7 @@ extern "C" fn on_timer(_: libc::c_int) {
 fn start_timer() {
     // SAFETY: a handler that only counts.
     unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_timer as *const () as usize;
-        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
-        libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut());
+        crate::handle(libc::SIGPROF, libc::SA_ONSTACK | libc::SA_RESTART, on_timer);
         let tick = libc::timeval { tv_sec: 0, tv_usec: 200 };
         libc::setitimer(libc::ITIMER_PROF, &libc::itimerval { it_interval: tick, it_value: tick }, std::ptr::null_mut());
     }
