@@ -220,7 +220,7 @@ unsafe fn enter_on(
     }
     // SAFETY: the context is filled in for `window`, whose reservation stays as it is while it is borrowed; `target` is an entry or a
     // depth-0 slot of text that the checker accepted for this layout; the context itself is the top of the native stack.
-    let (result, code) = unsafe { run(cx, cx as u64, flags, ints, floats) };
+    let (result, code) = unsafe { run(cx, cx as u64, ints, floats) };
     if flags & flag::METERED != 0 {
         // SAFETY: as above; the context is still this invocation's.
         unsafe { window.tank.settle(outer, (*cx).fuel_limit, (*cx).frame.fuel) };
@@ -301,7 +301,8 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
         let metered = window.flags & flag::METERED != 0;
         (*cx).frame.fuel = if metered { fuel::sound(saved.fuel) } else { 0 };
         (*cx).frame.previous = ptr::from_ref(&saved) as u64;
-        let returned = match run(cx, rsp, (*cx).standing, ints, None) {
+        (*cx).flags = (*cx).standing;
+        let returned = match run(cx, rsp, ints, None) {
             (returned, stop::NONE) => Ok(returned),
             (_, code) => Err(ended(window, cx, code)),
         };
@@ -316,17 +317,17 @@ pub unsafe fn enter_again(window: &Inner, cx: *mut Context, target: u64, ints: &
 /// Runs the assembly; gives what it returned and the stop code. Where the text is metered, the frame has the fuel.
 ///
 /// # Safety
-/// As for [`enter`]: `cx` is filled in, the word at `rsp` is the address to call, and below `rsp` the native stack is free.
+/// As for [`enter`]: `cx` is filled in, with the flags of this entry, the word at `rsp` is the address to call, and below `rsp` the native
+/// stack is free.
 #[inline(always)]
-unsafe fn run(cx: *mut Context, rsp: u64, flags: u32, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> (Returned, u32) {
+unsafe fn run(cx: *mut Context, rsp: u64, ints: &[u64; 6], floats: Option<&[f64; 8]>) -> (Returned, u32) {
     // SAFETY: the caller's promise; the assembly keeps every register that the C calling convention keeps.
     unsafe {
-        (*cx).flags = flags;
         if let Some(floats) = floats {
             (*cx).frame.float_args = *floats;
             (*cx).flags |= flag::FLOAT_ARGS;
         }
-        let returned = if flags & flag::SYSTEM_CALLS != 0 {
+        let returned = if (*cx).flags & flag::SYSTEM_CALLS != 0 {
             run_with_system_calls(cx, rsp, ints)
         } else {
             call(cx as u64 & !0xffff_ffff, rsp, ints)
